@@ -1,0 +1,221 @@
+"""A Ray cluster to work on: the one at `RAY_ADDRESS`, or a private one on this machine for as long as it is needed."""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from rayemb.config import Config
+from rayemb.errors import RayembError
+
+logger = logging.getLogger(__name__)
+
+START_DEADLINE_S = 90.0
+STOP_DEADLINE_S = 20.0
+# Settings that every process of a rayemb cluster shares; each one was measured to be needed or to hurt when absent.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Else every print of a training function shows up twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # How soon Train's controller sees a report or a dead worker.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_DEDUP_LOGS": "1",
+    # Offline machines must not try the hub.
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+class ClusterError(RayembError):
+    """No usable Ray cluster: not reachable, too small, or it did not start in time."""
+
+
+class ClusterConfig(Config):
+    """The cluster to work on."""
+
+    address: str | None = Field(None, description="host:port of a running cluster; default RAY_ADDRESS, else a new one")
+    num_cpus: int | None = Field(
+        None, ge=1, description="logical CPUs of a new local cluster; default: the cores, at least 4"
+    )
+    object_store_mb: int = Field(500, ge=80, description="object store of a new local cluster, MiB")
+    trial_slots: int = Field(2, ge=1, description="Tune trials that a new local cluster runs at once")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head node of ours: its GCS address, its dashboard (job server) and its process."""
+
+    address: str
+    dashboard: str
+    token: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def environment(self) -> dict[str, str]:
+        """What a process must have in its environment to speak to this cluster."""
+        return {**ENVIRONMENT, **_access(self.address, self.token)}
+
+
+@contextlib.contextmanager
+def local_head(config: ClusterConfig | None = None, env: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """A private Ray head on loopback, dashboard and job server included, stopped on exit.
+
+    `env` is inherited by every worker. A child process rather than `ray.init(address="local")`, because Train and
+    Tune look up `RAY_ADDRESS` inside their workers and leak a stopped trial's resources where it is missing.
+    Raises ClusterError with the end of Ray's log if it is not up within 90 s.
+    """
+    config = config or ClusterConfig()
+    # Short: Ray's socket paths must stay under 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="rayemb-", dir="/tmp" if os.path.isdir("/tmp") else None))
+    ports = _free_ports(5)
+    address, dashboard = f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address=127.0.0.1", f"--port={ports[0]}", f"--dashboard-port={ports[1]}"),
+        *(f"--dashboard-agent-listen-port={ports[2]}", f"--metrics-export-port={ports[3]}"),
+        *(f"--ray-client-server-port={ports[4]}", f"--temp-dir={folder}"),
+        f"--num-cpus={config.num_cpus or max(4, os.cpu_count() or 1)}",
+        f"--object-store-memory={config.object_store_mb << 20}",
+        f'--resources={{"trial_slot": {config.trial_slots}}}',
+    ]
+    log, token = folder / "head.log", secrets.token_hex(32)
+    bin_dir = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        **_access(address, token),
+        "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
+        **(env or {}),
+    }
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    try:
+        _wait_until_up(process, ports[1], log)
+        yield Head(address, dashboard, token, process, log)
+    finally:
+        _stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def connect(config: ClusterConfig | None = None) -> Iterator[str]:
+    """This process connected to Ray; gives the cluster's address.
+
+    Uses `config.address`, else `RAY_ADDRESS`, else starts a private local cluster and stops it on exit. Inside a
+    process that is already connected (a Ray job, a test) that connection is used and left as it is.
+    Raises ClusterError if the cluster cannot be reached.
+    """
+    config = config or ClusterConfig()
+    import ray
+
+    if ray.is_initialized():
+        yield ray.get_runtime_context().gcs_address
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    with contextlib.ExitStack() as stack:
+        if address:
+            settings: dict[str, str] = {}
+        else:
+            head = stack.enter_context(local_head(config))
+            address, settings = head.address, head.environment()
+        stack.enter_context(_environment({**ENVIRONMENT, **settings}))
+        _reload_ray_settings()
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"no Ray cluster answers ({' '.join(str(error).split())[:300]})",
+                where=address,
+                fix="start one, mend RAY_ADDRESS, or unset it to get a private local cluster",
+            ) from error
+        stack.callback(ray.shutdown)
+        yield address
+
+
+def require_cpus(needed: float, purpose: str) -> None:
+    """Checks that the connected cluster has `needed` CPUs at all, free or not. Raises ClusterError if not.
+
+    Ray itself would wait for them without limit.
+    """
+    import ray
+
+    total = float(ray.cluster_resources().get("CPU", 0.0))
+    if total + 1e-9 < needed:
+        raise ClusterError(
+            f"{purpose} needs {needed:g} CPUs and the cluster has {total:g}",
+            where="cluster",
+            fix="ask for fewer workers, lower their CPUs, or add nodes (cluster.num_cpus for a local cluster)",
+        )
+
+
+def _access(address: str, token: str) -> dict[str, str]:
+    # A token of its own for each private cluster: nobody else on the machine can submit work to it.
+    return {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
+def _free_ports(count: int) -> list[int]:
+    """Free loopback ports outside Ray's worker range 10002-19999 (the kernel's ephemeral range lies above it)."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], dashboard_port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", dashboard_port), timeout=1):
+            if b"Ray runtime started" in log.read_bytes():
+                return
+        time.sleep(0.2)
+    tail = log.read_text(errors="replace")[-1500:]
+    raise ClusterError(f"the local Ray head did not start within {START_DEADLINE_S:g} s:\n{tail}", where="cluster")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    # SIGTERM to our own child only: `ray stop` would kill every Ray process of this user.
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("the local Ray head did not stop within %g s; killing it", STOP_DEADLINE_S)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _reload_ray_settings() -> None:
+    # Ray reads its environment once, at import; a token that came later is seen only after this.
+    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import Config as RayConfig
+
+    RayConfig.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
