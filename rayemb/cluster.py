@@ -23,7 +23,7 @@ from rayemb.errors import RayembError
 logger = logging.getLogger(__name__)
 
 START_DEADLINE_S = 90.0
-STOP_DEADLINE_S = 20.0
+STOP_DEADLINE_S = 6.0
 # Settings that every process of a rayemb cluster shares; each one was measured to be needed or to hurt when absent.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -192,7 +192,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         try:
             process.wait(STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            logger.warning("the local Ray head did not stop within %g s; killing it", STOP_DEADLINE_S)
+            logger.debug("the local Ray head did not stop within %g s; killing it", STOP_DEADLINE_S)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

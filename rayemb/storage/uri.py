@@ -48,7 +48,9 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     uri = normalise(uri)
     if not uri.startswith("s3://"):
         return pafs.LocalFileSystem(), uri
-    return pafs.S3FileSystem(allow_bucket_creation=False), uri.removeprefix("s3://")
+    # pyarrow's own reading of these variables depends on its build and version (26.0 ignores them): passed in here.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return pafs.S3FileSystem(endpoint_override=endpoint), uri.removeprefix("s3://")
 
 
 def join(uri: str, *parts: str) -> str:

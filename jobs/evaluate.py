@@ -1,0 +1,9 @@
+"""Judge the model on held-out pairs, as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py jobs/configs/demo.yaml [key=value ...]`."""
+
+import sys
+
+from rayemb.cli import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["evaluate"]
+    main()

@@ -1,0 +1,9 @@
+"""Build and verify the sharded index, as a Ray job: `ray job submit --working-dir . -- python jobs/index.py jobs/configs/demo.yaml [key=value ...]`."""
+
+import sys
+
+from rayemb.cli import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["index", "build"]
+    main()

@@ -1,0 +1,186 @@
+"""The command line: `rayemb demo|data|train|evaluate|embed|index|serve|search|tune|config`.
+
+Every stage takes a YAML config and overrides: `rayemb train run.yaml train.steps=100`.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rayemb import __version__
+from rayemb.config import dump, load, schema
+from rayemb.errors import RayembError
+from rayemb.pipeline.config import RunConfig
+
+CONFIG_HELP = "A YAML file, if any, then overrides such as train.steps=100 or workspace=s3://bucket/run."
+Args = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help=CONFIG_HELP)]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn your own images and texts into search.")
+data_app = typer.Typer(no_args_is_help=True, help="Corpora: build one, look at one.")
+index_app = typer.Typer(no_args_is_help=True, help="Indexes: build one, verify one.")
+config_app = typer.Typer(no_args_is_help=True, help="Configs: the resolved one, and the schema.")
+app.add_typer(data_app, name="data")
+app.add_typer(index_app, name="index")
+app.add_typer(config_app, name="config")
+
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    args: Args = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running until Ctrl-C.")] = False,
+) -> None:
+    """The whole line on real data: corpus, training, report, embeddings, index, service, answers."""
+    from rayemb.pipeline.demo import run_demo
+
+    run_demo(read_config(args), keep=keep)
+
+
+@data_app.command("build")
+def data_build(args: Args = None) -> None:
+    """Build the corpus: Parquet shards with a checked schema, bad rows set aside."""
+    _stage("corpus", args)
+
+
+@data_app.command("inspect")
+def data_inspect(args: Args = None) -> None:
+    """Counts, schema, bad rows, lengths and sizes, and a sample of the corpus."""
+    from rayemb.pipeline.inspect import inspect_corpus
+
+    inspect_corpus(read_config(args).uri("corpus"), Console(highlight=False))
+
+
+@app.command()
+def train(args: Args = None) -> None:
+    """Train the encoder on the corpus; run again to go on after an interruption."""
+    _stage("train", args)
+
+
+@app.command()
+def evaluate(args: Args = None) -> None:
+    """Judge the model on held-out pairs; writes metrics.json and a page with plots."""
+    _stage("evaluate", args)
+
+
+@app.command()
+def embed(args: Args = None) -> None:
+    """Embed the corpus into a Lance table."""
+    _stage("embed", args)
+
+
+@index_app.command("build")
+def index_build(args: Args = None) -> None:
+    """Build the sharded FAISS index and compare it with exact search."""
+    _stage("index", args)
+
+
+@index_app.command("verify")
+def index_verify(args: Args = None) -> None:
+    """Check an index: checksums, rows, model, recall against exact search."""
+    _stage("verify", args)
+
+
+@app.command()
+def tune(args: Args = None) -> None:
+    """Search temperature, margin or any other setting of the training with Ray Tune."""
+    _stage("tune", args)
+
+
+@app.command()
+def serve(args: Args = None) -> None:
+    """Serve the index over HTTP, with a web page, until Ctrl-C."""
+    from rayemb.pipeline.demo import serve_until_interrupted
+
+    serve_until_interrupted(read_config(args))
+
+
+@app.command()
+def search(
+    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to look for, alone or with a text.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 10,
+    where: Annotated[list[str] | None, typer.Option("--filter", help="Metadata equality, column=value.")] = None,
+    url: Annotated[str, typer.Option(help="The running service.")] = "http://127.0.0.1:8000",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+) -> None:
+    """Ask a running service."""
+    from rayemb.pipeline.demo import hits_table
+    from rayemb.serve import Client
+
+    if text is None and image is None:
+        raise RayembError("nothing to look for", where="search", fix="give a text, --image, or both")
+    chosen = {}
+    for item in where or []:
+        column, separator, value = item.partition("=")
+        if not separator:
+            raise RayembError("a filter is written column=value", where=f"--filter {item}")
+        chosen[column] = value
+    try:
+        picture = image.read_bytes() if image else None
+    except OSError as error:
+        raise RayembError(f"cannot read the image ({error.strerror})", where=f"--image {image}") from error
+    answer = Client(url).search(text=text, image=picture, k=k, filter=chosen or None)
+    if as_json:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        title = f"index {answer.index_version}, model {answer.model_digest[:12]}"
+        Console(highlight=False).print(hits_table(title, answer.hits))
+
+
+@config_app.command("show")
+def config_show(args: Args = None) -> None:
+    """The whole resolved config as YAML."""
+    typer.echo(dump(read_config(args)), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """The JSON schema of the config, for editors."""
+    typer.echo(schema(RunConfig))
+
+
+@app.command()
+def version() -> None:
+    """The version of rayemb and of what it stands on."""
+    from importlib.metadata import version as of
+
+    parts = {name: of(name) for name in ("ray", "torch", "deepspeed", "pyarrow", "pylance")}
+    typer.echo(json.dumps({"rayemb": __version__, **parts}))
+
+
+def read_config(args: list[str] | None) -> RunConfig:
+    """The run's config from command-line arguments: at most one file, then overrides."""
+    files = [arg for arg in args or [] if "=" not in arg]
+    if len(files) > 1:
+        raise RayembError("more than one config file", where=" ".join(files), fix="overrides are key=value")
+    return load(RunConfig, files[0] if files else None, [arg for arg in args or [] if "=" in arg])
+
+
+def _stage(name: str, args: list[str] | None) -> None:
+    config = read_config(args)
+    from rayemb.pipeline.stages import run_stage  # after the config is known to be right: it imports Ray
+
+    run_stage(name, config)
+
+
+def main() -> None:
+    """The entry point: errors of ours become three lines and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except RayembError as error:
+        errors.print("[red]error[/red] ", end="")
+        errors.print(f"{error.where}: {error.what}" if error.where else error.what, markup=False)
+        if error.fix:
+            errors.print(f"      {error.fix}", markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

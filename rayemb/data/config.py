@@ -1,0 +1,38 @@
+"""Configs of the data room."""
+
+from pydantic import Field, model_validator
+
+from rayemb.config import Config
+from rayemb.data.sources import AnySource, DemoSource
+from rayemb.models import ImageLimits
+
+
+class CorpusConfig(Config):
+    """How a corpus is built: where its pairs come from and what is acceptable."""
+
+    source: AnySource = Field(default_factory=DemoSource, description="where the pairs come from")
+    seed: int = Field(0, ge=0, description="decides the split and the order of the rows")
+    test_fraction: float = Field(0.1, ge=0, lt=1, description="share of concepts kept as zero_shot (sources without splits)")
+    val_fraction: float = Field(0.03, ge=0, lt=1, description="share of concepts kept as val (sources without splits)")
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the build fails if more rows than this are set aside")
+    max_text_chars: int = Field(2000, ge=1, description="longer texts are set aside")
+    image_limits: ImageLimits = ImageLimits()
+    row_group_rows: int = Field(64, ge=1, description="rows per Parquet row group: the grain of shuffling")
+
+    @model_validator(mode="after")
+    def _fractions(self) -> "CorpusConfig":
+        if self.test_fraction + self.val_fraction >= 1:
+            raise ValueError("test_fraction + val_fraction must be below 1")
+        return self
+
+
+class EmbedConfig(Config):
+    """How a corpus is turned into an embeddings table."""
+
+    splits: list[str] | None = Field(None, description="splits to embed; default: all")
+    batch_size: int = Field(256, ge=1, description="rows per call of the encoder")
+    workers: int = Field(2, ge=1, description="encoders at work at once")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that each encoder takes")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that each encoder takes")
+    rows_per_file: int = Field(8192, ge=1, description="rows per Lance data file")
+    keep_images: bool = Field(True, description="keep the encoded image in the table, for showing it")

@@ -1,0 +1,145 @@
+"""The corpus artefact: Parquet shards under `split=<name>/`, named with their checksums in `corpus.json`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayemb import storage
+from rayemb.errors import RayembError
+
+FORMAT = 1
+MANIFEST = "corpus.json"
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("texts", pa.list_(pa.string())),
+        pa.field("concept", pa.string(), nullable=False),
+        pa.field("style", pa.string()),
+        pa.field("license", pa.string()),
+    ]
+)
+PAYLOAD = [SCHEMA.field(name) for name in ("text", "concept", "style", "license")] + [pa.field("split", pa.string())]
+
+
+class CorpusError(RayembError):
+    """A corpus that is missing, incomplete, or not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One Parquet row group: the smallest piece that is read by itself."""
+
+    file: str
+    index: int
+    rows: int
+
+
+class Corpus:
+    """A published corpus. Opening reads `corpus.json` alone; row groups are listed from the files' footers."""
+
+    def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
+        self.uri, self.manifest = uri, manifest
+
+    @classmethod
+    def open(cls, uri: str) -> "Corpus":
+        """The corpus at `uri`. Raises CorpusError if there is none."""
+        uri = storage.normalise(uri)
+        try:
+            manifest = storage.read_json(storage.join(uri, MANIFEST))
+        except storage.StorageError as error:
+            raise CorpusError(f"no {MANIFEST}: no corpus here", where=uri, fix="run `rayemb data build`") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise CorpusError(f"{MANIFEST} is not of format {FORMAT}", where=uri, fix="build the corpus again")
+        return cls(uri, manifest)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the checksums of all shards."""
+        return str(self.manifest["digest"])
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Rows per split."""
+        return {name: split["rows"] for name, split in self.manifest["splits"].items()}
+
+    def rows(self, split: str) -> int:
+        """Rows of `split`. Raises CorpusError naming the splits there are."""
+        self._files(split)
+        return self.splits[split]
+
+    def row_groups(self, split: str) -> list[RowGroup]:
+        """Every row group of `split`, in file order. Reads footers only, O(files).
+
+        Raises CorpusError for a file that is missing, unreadable or of another schema.
+        """
+        groups = []
+        for entry in self._files(split):
+            file = storage.join(self.uri, entry["file"])
+            metadata = _open(file).metadata
+            if metadata.num_rows != entry["rows"]:
+                raise CorpusError(f"has {metadata.num_rows} rows, its manifest says {entry['rows']}", where=file)
+            groups += [RowGroup(file, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)]
+        return groups
+
+    def column(self, split: str, name: str) -> list[Any]:
+        """One column of a split as a list. For small columns of small splits: all of it comes into memory."""
+        values: list[Any] = []
+        for entry in self._files(split):
+            values += _open(storage.join(self.uri, entry["file"])).read(columns=[name]).column(0).to_pylist()
+        return values
+
+    def verify(self) -> None:
+        """Compares every shard with its checksum. Raises CorpusError naming the first that differs."""
+        for split in self.splits:
+            for entry in self._files(split):
+                file = storage.join(self.uri, entry["file"])
+                if not storage.exists(file):
+                    raise CorpusError("the shard is missing", where=file, fix="build the corpus again")
+                if storage.sha256_file(file) != entry["sha256"]:
+                    raise CorpusError("the checksum of the shard differs", where=file, fix="build the corpus again")
+
+    def _files(self, split: str) -> list[dict[str, Any]]:
+        splits = self.manifest["splits"]
+        if split not in splits:
+            known = ", ".join(splits) or "none"
+            raise CorpusError(f"there is no split {split!r}", where=self.uri, fix=f"splits there: {known}")
+        files: list[dict[str, Any]] = splits[split]["files"]
+        return files
+
+
+def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
+    """The columns of one row group, page checksums verified (pyarrow reads a flipped bit silently otherwise)."""
+    try:
+        return _open(group.file).read_row_group(group.index, columns=list(columns))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CorpusError(
+            f"row group {group.index} is corrupt ({error})", where=group.file, fix="build the corpus again"
+        ) from error
+
+
+def concept_ids(concepts: Sequence[str]) -> NDArray[np.int64]:
+    """A 63-bit id `(N,)` int64 for each concept, the same in every process."""
+    import hashlib
+
+    raw = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in concepts)
+    return (np.frombuffer(raw, dtype="<u8") >> np.uint64(1)).astype(np.int64)
+
+
+def _open(file: str) -> pq.ParquetFile:
+    fs, path = storage.filesystem(file)
+    try:
+        parquet = pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
+    except FileNotFoundError as error:
+        raise CorpusError("the shard is missing", where=file, fix="build the corpus again") from error
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CorpusError(f"not a readable Parquet file ({error})", where=file) from error
+    if not parquet.schema_arrow.equals(SCHEMA):
+        raise CorpusError(f"has the schema {parquet.schema_arrow.names}, expected {SCHEMA.names}", where=file)
+    return parquet

@@ -1,0 +1,122 @@
+"""The training stream: rows in an order that is a function of (seed, epoch, position) only, decoded on Ray Data."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from rayemb.data.corpus import Corpus, CorpusError, RowGroup, concept_ids, read_row_group
+from rayemb.models import ImageLimits, TextTokenizer, decode_image, image_tensor
+
+GROUPS_PER_UNIT = 16  # row groups that are read and shuffled together
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A handful of row groups that one task reads and shuffles together; `first` is its position in the stream."""
+
+    groups: tuple[RowGroup, ...]
+    epoch: int
+    number: int
+    first: int
+    rows: int
+
+    def to_json(self) -> str:
+        """The unit as a row of a Ray dataset."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Unit":
+        """The unit again."""
+        fields = json.loads(text)
+        return cls(**{**fields, "groups": tuple(RowGroup(**group) for group in fields["groups"])})
+
+
+def plan(groups: list[RowGroup], *, seed: int, start: int, stop: int) -> Iterator[Unit]:
+    """The units that hold rows `start .. stop-1` of the endless stream, in order.
+
+    Each epoch permutes the row groups anew; positions before `start` are skipped by whole units, without reading.
+    """
+    per_epoch = sum(group.rows for group in groups)
+    if not per_epoch:
+        raise CorpusError("the split has no rows", where="train.split")
+    epoch = start // per_epoch
+    position = epoch * per_epoch
+    while position < stop:
+        order = np.random.default_rng([seed, epoch]).permutation(len(groups))
+        for number, at in enumerate(range(0, len(order), GROUPS_PER_UNIT)):
+            chosen = tuple(groups[i] for i in order[at : at + GROUPS_PER_UNIT])
+            rows = sum(group.rows for group in chosen)
+            if position + rows > start and position < stop:
+                yield Unit(chosen, epoch, number, position, rows)
+            position += rows
+        epoch += 1
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns a unit into training columns; the same unit gives the same rows in every process."""
+
+    tokenizer: TextTokenizer
+    image_size: int
+    seed: int
+    start: int
+    stop: int
+    limits: ImageLimits
+
+    def __call__(self, unit: Unit) -> dict[str, Any]:
+        """`pixels` (n, 3, S, S) uint8, `tokens` (n, L) int64, `group` (n,) int64, `position` (n,) int64."""
+        columns = ("image", "texts", "concept")
+        table = pa.concat_tables([read_row_group(group, columns) for group in unit.groups])
+        rng = np.random.default_rng([self.seed, unit.epoch, unit.number])
+        order, draws = rng.permutation(unit.rows), rng.random(unit.rows)
+        positions = unit.first + np.arange(unit.rows)
+        wanted = (positions >= self.start) & (positions < self.stop)
+        rows = table.take(pa.array(order[wanted])).to_pylist()
+        # One caption of each image, drawn anew each epoch.
+        texts = [r["texts"][int(u * len(r["texts"]))] for r, u in zip(rows, draws[wanted], strict=True)]
+        return {
+            "pixels": np.stack([image_tensor(decode_image(r["image"], self.limits), self.image_size) for r in rows]),
+            "tokens": self.tokenizer(texts, pad_to=self.tokenizer.max_length),
+            "group": concept_ids([r["concept"] for r in rows]),
+            "position": positions[wanted],
+        }
+
+
+def train_stream(
+    corpus: Corpus,
+    split: str,
+    *,
+    tokenizer: TextTokenizer,
+    image_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    block_rows: int,
+    fraction: float = 1.0,
+    decode_cpus: float = 0.5,
+    limits: ImageLimits | None = None,
+) -> ray.data.Dataset:
+    """Rows `start .. stop-1` of the stream as a lazy Ray dataset, in order, in blocks of `block_rows`.
+
+    With `block_rows` = the rows of one rank in one step, the blocks that Ray Train deals out to W ranks make up
+    the global batches in order, whatever W is. `fraction` < 1 keeps only that share of the row groups.
+    """
+    decoder = Decoder(tokenizer, image_size, seed, start, stop, limits or ImageLimits())
+    groups = corpus.row_groups(split)
+    units = list(plan(groups[: max(1, round(len(groups) * fraction))], seed=seed, start=start, stop=stop))
+
+    def read(batch: dict[str, Any]) -> dict[str, Any]:
+        (unit,) = batch["unit"]
+        return decoder(Unit.from_json(unit))
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
+    return dataset.map_batches(read, batch_size=1, num_cpus=decode_cpus).repartition(
+        target_num_rows_per_block=block_rows
+    )

@@ -1,0 +1,318 @@
+"""The report artefact: `metrics.json` with every figure, and one page that shows them without a network.
+
+`Report` is the contract. `write_report` renders it: plots by matplotlib as inline SVG that follows the
+page's light or dark colours, pictures as data URIs, all text from the data escaped.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from pydantic import AwareDatetime, Field, model_validator
+
+from rayemb import storage
+from rayemb.config import Config, from_mapping
+from rayemb.models.images import decode_image
+
+METRICS, PAGE = "metrics.json", "index.html"
+THUMBNAIL = 160
+"""Longest side of a picture on the page, in pixels: twice the shown size, for dense screens."""
+
+# -- the contract --------------------------------------------------------------------------------------------
+
+
+class Estimate(Config):
+    """A figure, with both ends of its confidence interval or neither (chance is exact)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _both_ends(self) -> "Estimate":
+        if (self.low is None) != (self.high is None):
+            raise ValueError("an interval has two ends: give low and high, or neither")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"the interval is upside down: {self.low} > {self.high}")
+        return self
+
+
+class SystemResult(Config):
+    """What one system scores on the queries of one direction."""
+
+    system: str = Field(description='"trained", "untrained", "chance"')
+    metrics: dict[str, Estimate] = Field(min_length=1, description='"recall@1", ..., "mrr", in column order')
+
+
+class Difference(Config):
+    """Paired differences `system - baseline`, query by query."""
+
+    system: str
+    baseline: str
+    metrics: dict[str, Estimate] = Field(min_length=1)
+
+
+class DirectionResult(Config):
+    """One direction of search on one split: all systems on the same queries and candidates."""
+
+    direction: str = Field(description='"image→text", "text→image"')
+    queries: int = Field(ge=0)
+    candidates: int = Field(ge=0)
+    systems: tuple[SystemResult, ...] = Field(min_length=1)
+    difference: Difference | None = None
+
+    @model_validator(mode="after")
+    def _same_metrics(self) -> "DirectionResult":
+        for other in self.systems:
+            if list(other.metrics) != self.columns:
+                raise ValueError(f"{other.system!r} has metrics {list(other.metrics)}, others {self.columns}")
+        if self.difference and not set(self.difference.metrics) <= set(self.columns):
+            raise ValueError(f"the difference has metrics {list(self.difference.metrics)}, not {self.columns}")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the metrics, in the order of the first system."""
+        return list(self.systems[0].metrics)
+
+
+class SplitResult(Config):
+    """All directions on one held-out split."""
+
+    split: str = Field(description='"zero_shot", "style_held_out", "zero_shot_style"')
+    description: str = Field("", description="one sentence: what was held out")
+    directions: tuple[DirectionResult, ...] = Field(min_length=1)
+
+
+class TrainingPoint(Config):
+    """What the trainer recorded at one step."""
+
+    step: int = Field(ge=0)
+    loss: float
+    temperature: float | None = None
+    learning_rate: float | None = None
+    seconds: float | None = Field(None, description="since the start of training")
+
+
+class Hit(Config):
+    """One retrieved candidate, best first: a picture, a text, or a picture with its caption."""
+
+    caption: str = ""
+    image: bytes | None = Field(None, exclude=True, repr=False, description="encoded; not in metrics.json")
+    score: float
+    relevant: bool
+
+
+class Example(Config):
+    """One query and what was found for it."""
+
+    split: str
+    direction: str
+    text: str = Field("", description="the query, or the caption of the query picture")
+    image: bytes | None = Field(None, exclude=True, repr=False, description="the query picture, encoded")
+    rank: int | None = Field(None, ge=1, description="1-based rank of the best relevant candidate")
+    hits: tuple[Hit, ...]
+
+
+class Corpus(Config):
+    """The data that was trained and evaluated on."""
+
+    name: str
+    uri: str
+    rows: dict[str, int] = Field(default_factory=dict, description="rows per split")
+
+
+class Report(Config):
+    """Everything a report says. Non-finite numbers are refused: they have no place in JSON."""
+
+    format: Literal[1] = 1 title: str created: AwareDatetime model_digest: str corpus: Corpus facts:
+    dict[str, str | int | float] = Field(default_factory=dict, description="further lines for the header")
+    config: str = Field("", description="the resolved config as YAML") training: tuple[TrainingPoint, ...] =
+    () confidence: float = Field(0.95, gt=0, lt=1, description="nominal coverage of the intervals") method:
+    str = Field("", description="one sentence: how intervals and chance were computed") results:
+    tuple[SplitResult, ...] = () examples: tuple[Example, ...] = () examples_note: str = Field("",
+    description="one sentence: how the examples were chosen") notes: tuple[str, ...] = ()
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def write_report(uri: str, report: Report | Mapping[str, Any]) -> str:
+    """Writes `metrics.json` and then `index.html` into the folder `uri`; gives the page's URI.
+
+    Raises ConfigError naming every wrong key of a mapping (a non-finite number is one), ImageError for a
+    picture that does not decode, StorageError where the folder cannot be written. Nothing is written unless
+    both render.
+    """
+    if not isinstance(report, Report):
+        report = from_mapping(Report, report, source="report")
+    page = render(report)
+    storage.write_json(storage.join(uri, METRICS), report.model_dump(mode="json"))
+    target = storage.join(uri, PAGE)
+    storage.write_bytes(target, page.encode())
+    return target
+
+
+def render(report: Report) -> str:
+    """The page: one HTML document that needs no other file."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=_figure, signed=_signed, picture=_picture)
+    points = report.training
+    shown = np.unique(np.linspace(0, len(points) - 1, min(len(points), 20)).round().astype(int))
+    return environment.get_template("report.html").render(
+        report=report,
+        metrics_file=METRICS,
+        training_plot=_training_plot(points) if points else None,
+        training_rows=[points[i] for i in shown],
+        split_plots=[_split_plot(result, number) for number, result in enumerate(report.results)],
+        markers=[_css(number) for number in range(len(_SYSTEMS))],
+    )
+
+
+def _figure(value: float) -> str:
+    """Three decimals; two significant digits where that would hide the figure (chance is often below 0.001)."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "−" if value < 0 else "±") + _figure(abs(value))
+
+
+def _picture(data: bytes) -> str:
+    """A small copy as a data URI: bounded in size, in a format every browser reads, without the file's metadata."""
+    image = decode_image(data)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=90)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+# -- plots ---------------------------------------------------------------------------------------------------
+
+# Stand-ins that matplotlib writes into the SVG, and the page's own colours that replace them.
+_INK, _MUTED, _GRID, _BACK = "#010101", "#020202", "#030303", "#040404"
+_SYSTEMS = ("#050501", "#050502", "#050503", "#050504")
+_HATCHES = ("", "////", "....", "xxxx")
+_COLOURS = {_INK: "ink", _MUTED: "muted", _GRID: "line", _BACK: "card"} | {
+    stand_in: f"system-{number}" for number, stand_in in enumerate(_SYSTEMS)
+}
+
+
+def _css(number: int) -> str:
+    return f"var(--system-{number % len(_SYSTEMS)})"
+
+
+def _split_plot(result: SplitResult, number: int) -> Markup:
+    """Bars of every metric and system with their intervals, one panel a direction."""
+    figure = Figure(figsize=(9.6, 3.1), layout="constrained")
+    panels = figure.subplots(1, len(result.directions), sharey=True, squeeze=False)[0]
+    top = 0.0
+    for axes, part in zip(panels, result.directions, strict=True):
+        _style(axes, part.direction)
+        width = 0.82 / len(part.systems)
+        for row, system in enumerate(part.systems):
+            at = np.arange(len(part.columns)) + (row - (len(part.systems) - 1) / 2) * width
+            values = [system.metrics[name].value for name in part.columns]
+            look = row % len(_SYSTEMS)
+            axes.bar(at, values, width * 0.9, color=_SYSTEMS[look], hatch=_HATCHES[look], edgecolor=_BACK,
+            lw=0) for x, name in zip(at, part.columns, strict=True):
+                estimate = system.metrics[name]
+                if estimate.low is not None:
+                    axes.vlines(x, estimate.low, estimate.high, color=_INK, lw=1.2)
+                ceiling = max(estimate.value, estimate.high or 0.0)
+                top = max(top, ceiling)
+                axes.annotate(
+                    _short(estimate.value),
+                    (x, ceiling),
+                    xytext=(0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=6.5,
+                    color=_MUTED,
+                )
+        axes.set_xticks(range(len(part.columns)), part.columns, parse_math=False)
+        axes.tick_params(axis="x", length=0)
+    panels[0].set_ylim(0, max(top * 1.12, 0.01))
+    said = "; ".join(
+        f"{part.direction}, {name}: "
+        + ", ".join(f"{system.system} {_figure(system.metrics[name].value)}" for system in part.systems)
+        for part in result.directions
+        for name in part.columns
+    )
+    return _svg(figure, f"split{number}", f"Bar chart of split {result.split}. {said}.")
+
+
+def _training_plot(points: Sequence[TrainingPoint]) -> Markup:
+    """Loss over steps; beside it the temperature, where it was recorded."""
+    steps = np.array([point.step for point in points])
+    losses = np.array([point.loss for point in points])
+    warm = [(point.step, point.temperature) for point in points if point.temperature is not None]
+    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+    panels = figure.subplots(1, 2 if warm else 1, width_ratios=[2, 1] if warm else [1], squeeze=False)[0]
+    _style(panels[0], "loss")
+    marker = "o" if len(points) == 1 else ""
+    window = len(points) // 40
+    if window > 1:
+        panels[0].plot(steps, losses, color=_SYSTEMS[0], lw=0.7, alpha=0.35) smooth = np.convolve(losses,
+        np.ones(window) / window, mode="valid") panels[0].plot(steps[window - 1 :], smooth,
+        color=_SYSTEMS[0], lw=1.8) panels[0].set_title(f"bold: mean of the last {window} records",
+        loc="right", fontsize=7.5, color=_MUTED)
+    else:
+        panels[0].plot(steps, losses, color=_SYSTEMS[0], lw=1.8, marker=marker)
+    if warm:
+        _style(panels[1], "temperature")
+        panels[1].plot(*zip(*warm, strict=True), color=_SYSTEMS[2], lw=1.8, marker=marker)
+    for axes in panels:
+        axes.set_xlabel("step", fontsize=8, color=_MUTED)
+    said = f"Loss from {_figure(losses[0])} at step {steps[0]} to {_figure(losses[-1])} at step {steps[-1]}."
+    if warm:
+        said += f" Temperature from {_figure(warm[0][1])} to {_figure(warm[-1][1])}."
+    return _svg(figure, "training", f"Line chart. {said}")
+
+
+def _short(value: float) -> str:
+    """For the tight space above a bar: `.82`, `1`, `.002`."""
+    text = f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.1g}"
+    return "1" if text == "1.00" else "0" if float(text) == 0 else text.removeprefix("0")
+
+
+def _style(axes: Any, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=9.5, color=_INK, parse_math=False)
+    axes.set_facecolor("none")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_MUTED)
+    axes.grid(axis="y", color=_GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_MUTED, labelsize=8, length=2)
+    axes.tick_params(axis="y", length=0)
+
+
+def _svg(figure: Figure, name: str, label: str) -> Markup:
+    """The figure as an inline `<svg>`: page colours, ids unique on the page, no metadata, no URL."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True)
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"""<svg[^>]*viewBox="([^"]+)"[^>]*>""", r'<svg viewBox="\1">', svg, count=1)
+    # matplotlib's ids are random, and every figure has its own `axes_1`.
+    ids = {old: f"{name}-{number}" for number, old in enumerate(re.findall(r'\bid="([^"]+)"', svg))}
+    svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{ids[m[1]]}"', svg)
+    svg = re.sub(r'(?:xlink:)?href="#([^"]+)"', lambda m: f'href="#{ids[m[1]]}"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{ids[m[1]]})", svg)
+    for stand_in, colour in _COLOURS.items():
+        svg = svg.replace(stand_in, f"var(--{colour})")
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

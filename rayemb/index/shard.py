@@ -1,0 +1,214 @@
+"""One shard of an index: verified, mapped into memory, searched with or without a filter.
+
+Shape suffixes: N queries, D dimensions, K results.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rayemb import storage
+from rayemb.data.embeddings import ID, VECTOR, EmbeddingsTable
+from rayemb.index.errors import IndexArtefactError, QueryError
+from rayemb.index.faiss_index import FaissShard, KeySelector, load_index, reason
+from rayemb.index.manifest import Manifest, ShardFile
+from rayemb.index.merge import merge
+from rayemb.index.payload import Filter, Payload
+
+# Results asked for beyond k, so that a tie at the k-th place is seen and broken by key rather than by FAISS's
+# heap.
+_TIE_SLACK = 8
+# Past this many places the choice among ties at the k-th place is FAISS's: thousands of equal vectors.
+_TIE_LIMIT = 4096
+_EXACT_BLOCK = 32_768
+
+
+class Shard:
+    """Rows `start .. stop-1` of an index; opened by `Shard.open`. Threads may share it."""
+
+    def __init__(
+        self, info: ShardFile, faiss_shard: FaissShard, embeddings: EmbeddingsTable, payload: Payload
+    ) -> None:
+        self.info, self.payload = info, payload
+        self.rows, self.dim = info.rows, faiss_shard.dim
+        self._faiss, self._embeddings = faiss_shard, embeddings
+
+    @classmethod
+    def open(
+        cls, index_uri: str, manifest: Manifest, i: int, embeddings: EmbeddingsTable | None = None
+    ) -> "Shard":
+        """Shard `i` of the index at `index_uri`, after its checksum has been verified.
+
+        `embeddings` saves opening the table again; default: the manifest's table at the manifest's version.
+        Raises IndexArtefactError naming the file if it is missing, altered, or not what the manifest says.
+        """
+        info = manifest.shards[i]
+        embeddings = embeddings or open_embeddings(manifest)
+        path = verified_path(index_uri, info)
+        where = storage.join(index_uri, info.file)
+        try:
+            loaded = FaissShard(load_index(path), info.start, manifest.nprobe, manifest.ef_search)
+        except RuntimeError as error:
+            raise IndexArtefactError(f"FAISS cannot read it ({reason(error)})", where=where) from error
+        if (loaded.rows, loaded.dim) != (info.rows, manifest.dim):
+            raise IndexArtefactError(
+                f"it holds {loaded.rows} vectors of {loaded.dim} dimensions; "
+                f"the manifest says {info.rows} of {manifest.dim}",
+                where=where,
+                fix="build the index again",
+            )
+        columns = embeddings.columns(info.start, info.stop, [ID, *embeddings.payload_columns])
+        return cls(info, loaded, embeddings, Payload(columns))
+
+    def search(
+        self, vectors: ArrayLike, k: int, filter: Filter | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The `k` best rows of this shard for each query.
+
+        Args:
+            vectors: `(N, D)` float32, finite; unit length for cosine scores.
+            k: results per query, >= 1.
+            filter: column to value; only rows that equal all of them are found. The search is then exact for
+                types that store whole vectors, however few rows pass.
+
+        Returns:
+            Scores `(N, k)` float32 (inner products, or the type's estimate of them), best first, and keys
+            `(N, k)` int64 (row offsets), lowest first among equal scores; padded with -inf and -1.
+
+        Raises:
+            QueryError: wrong dimension, NaN or infinity, k below 1.
+            FilterError: unknown field, or a value of another type.
+        """
+        x_ND = check_queries(vectors, self.dim, k)
+        selector = None
+        available = self.rows
+        if filter:
+            selector = KeySelector(self.payload.mask(filter), self.info.start)
+            available = selector.count
+        if not available or not len(x_ND):
+            return _nothing(len(x_ND), k)
+        if selector is not None and self._faiss.filter_by == "none":
+            return self._exact(x_ND, k, selector)
+        return self._search(x_ND, k, available, selector)
+
+    def _search(
+        self, x_ND: NDArray[np.float32], k: int, available: int, selector: KeySelector | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        places = min(k + _TIE_SLACK, available)
+        scores, keys = self._faiss.search(x_ND, places, selector)
+        best_scores, best_keys = merge([scores], [keys], k)
+        # FAISS keeps an arbitrary few of the rows that tie for the last place; which ones would then depend
+        # on how the rows were sharded. Ask for more until the tie is seen to end.
+        open_ties = np.arange(len(x_ND)) if k < available else np.zeros(0, np.int64)
+        while len(open_ties):
+            unresolved = (keys >= 0).all(axis=1) & (scores.min(axis=1) == best_scores[open_ties, k - 1])
+            open_ties = open_ties[unresolved]
+            if not len(open_ties) or places >= min(available, k + _TIE_LIMIT):
+                break
+            places = min(places * 4, available, k + _TIE_LIMIT)
+            scores, keys = self._faiss.search(x_ND[open_ties], places, selector)
+            best_scores[open_ties], best_keys[open_ties] = merge([scores], [keys], k)
+        return best_scores, best_keys
+
+    def _exact(
+        self, x_ND: NDArray[np.float32], k: int, selector: KeySelector
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Exact search over the rows of `selector`, whose vectors are read from the table in blocks."""
+        best = _nothing(len(x_ND), k)
+        offsets = selector.positions + self.info.start
+        for start in range(0, len(offsets), _EXACT_BLOCK):
+            block = offsets[start : start + _EXACT_BLOCK]
+            best = exact_block(x_ND, take_vectors(self._embeddings, block), block, k, best)
+        return best
+
+
+def verified_path(index_uri: str, info: ShardFile) -> str:
+    """A local path to the shard's file, its SHA-256 checked. Raises IndexArtefactError naming the file."""
+    uri = storage.join(index_uri, info.file)
+    for attempt in (0, 1):
+        try:
+            path = storage.local_path(uri)
+            found = storage.sha256_file(path)
+        except (storage.StorageError, OSError) as error:
+            raise IndexArtefactError(
+                "the shard file is missing or cannot be read",
+                where=uri,
+                fix="copy it again, or build the index again",
+            ) from error
+        if found == info.sha256:
+            return path
+        if path == uri or attempt:
+            break
+        Path(path).unlink(
+            missing_ok=True
+        )  # a copy from remote storage: the damage may have happened on this machine
+    raise IndexArtefactError(
+        f"the checksum differs (sha256 {found[:12]}..., the manifest says {info.sha256[:12]}...)",
+        where=uri,
+        fix="copy it again, or build the index again",
+    )
+
+
+def open_embeddings(manifest: Manifest) -> EmbeddingsTable:
+    """The manifest's embeddings table at its version. Raises IndexArtefactError if it is another one."""
+    ref = manifest.embeddings
+    table = EmbeddingsTable.open(ref.uri, ref.version)
+    if table.model_digest != manifest.model_digest:
+        raise IndexArtefactError(
+            f"the index was built with model {manifest.model_digest[:12]} and the embeddings are of model "
+            f"{table.model_digest[:12]}",
+            where=ref.uri,
+            fix="build the index again",
+        )
+    if (table.rows, table.dim) != (ref.rows, manifest.dim):
+        raise IndexArtefactError(
+            f"the embeddings hold {table.rows} rows of {table.dim} dimensions and the index was built from "
+            f"{ref.rows} of {manifest.dim}",
+            where=ref.uri,
+            fix="build the index again",
+        )
+    return table
+
+
+def check_queries(vectors: ArrayLike, dim: int, k: int) -> NDArray[np.float32]:
+    """`vectors` as contiguous `(N, dim)` float32. Raises QueryError for what FAISS answers with nonsense."""
+    if k < 1:
+        raise QueryError(f"k must be at least 1, got {k}", where="k")
+    try:
+        x_ND = np.ascontiguousarray(vectors, np.float32)
+    except (ValueError, TypeError) as error:
+        raise QueryError("expected rows of numbers, all of one length", where="vectors") from error
+    if x_ND.ndim != 2 or x_ND.shape[1] != dim:
+        raise QueryError(f"expected vectors of shape (N, {dim}), got {x_ND.shape}", where="vectors")
+    bad = np.flatnonzero(~np.isfinite(x_ND).all(axis=1))
+    if len(bad):
+        raise QueryError(f"vector {int(bad[0])} holds NaN or infinity", where="vectors")
+    return x_ND
+
+
+def take_vectors(embeddings: EmbeddingsTable, offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Vectors `(len(offsets), D)` float32 of the rows at `offsets`, in that order."""
+    column: Any = embeddings.dataset.take(offsets.tolist(), columns=[VECTOR]).column(VECTOR)
+    flat: NDArray[np.float32] = column.combine_chunks().flatten().to_numpy()
+    return flat.reshape(-1, embeddings.dim)
+
+
+def exact_block(
+    x_ND: NDArray[np.float32],
+    block_RD: NDArray[np.float32],
+    keys_R: NDArray[np.int64],
+    k: int,
+    best: tuple[NDArray[np.float32], NDArray[np.int64]],
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`best` `(N, k)` improved by the rows of `block_RD`, scored by inner product."""
+    scores, at = faiss.knn(
+        x_ND, np.ascontiguousarray(block_RD), min(k, len(block_RD)), faiss.METRIC_INNER_PRODUCT
+    )
+    return merge([best[0], scores], [best[1], np.where(at >= 0, keys_R[at], -1)], k)
+
+
+def _nothing(n: int, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64)

@@ -1,0 +1,171 @@
+"""What goes over the wire: requests and answers, strict, each field documented for /openapi.json."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+
+class _Strict(BaseModel):
+    # Strict: "5" and true are no integers here, though FastAPI's defaults would take them for 5 and 1.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    # One readable error for a value of another kind, instead of one for each member of a union.
+    if isinstance(value, str | bool | int | float):
+        return value
+    raise ValueError("a filter value is a string, a number or a boolean")
+
+
+FilterValue = Annotated[str | int | float | bool, BeforeValidator(_plain)]
+
+
+class SearchRequest(_Strict):
+    """One query: a text, an image, or both; with both, the two vectors' normalised mean is searched."""
+
+    text: str | None = Field(None, description="what to look for, in words", examples=["red heart"])
+    image: str | None = Field(
+        None,
+        description="a picture to look for: an encoded image (PNG, JPEG, WebP, ...) in base64",
+        json_schema_extra={"format": "byte"},
+    )
+    k: int = Field(10, ge=1, description="how many hits to give, at most")
+    filter: dict[str, FilterValue] | None = Field(
+        None,
+        description="only items whose columns equal these values; columns: `payload_types` of GET /v1/index",
+        examples=[{"source": "openmoji"}],
+    )
+
+
+class EmbeddingsRequest(_Strict):
+    """Texts to embed, in OpenAI's schema."""
+
+    input: str | list[str] = Field(description="one text, or several; token arrays are not taken")
+    model: str = Field(
+        "rayemb", description='"rayemb", or the digest (whole, or its first 12 characters or more)'
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="float: lists of numbers; base64: little-endian float32"
+    )
+    dimensions: int | None = Field(None, description="if given, the model's own dimension")
+    user: str | None = Field(None, description="taken for compatibility, not used")
+
+
+class Hit(BaseModel):
+    """One item found."""
+
+    id: str = Field(description="the item's id in the embeddings table")
+    score: float = Field(description="inner product of unit vectors, -1 to 1; larger is closer")
+    payload: dict[str, Any] = Field(description="the item's payload columns")
+    image_url: str | None = Field(
+        None, description="where the item's picture is, if the table keeps pictures"
+    )
+
+
+class Timings(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    embed: float = Field(description="query to vector")
+    search: float = Field(description="vector to hits: all shards, the merge, the payloads")
+    total: float = Field(
+        description="the whole request inside the gateway, waiting for a free place included"
+    )
+
+
+class SearchResponse(BaseModel):
+    """The hits of a query, best first, and what they were computed with."""
+
+    hits: list[Hit] = Field(description="best first; fewer than k if the index or the filter has fewer")
+    index_version: str = Field(description="version of the index that answered")
+    model_digest: str = Field(description="digest of the model that embedded the query")
+    partial: bool = Field(
+        description="true if some shards did not answer: their items are missing from the hits"
+    )
+    missing_shards: list[str] = Field(description="the shards that did not answer")
+    timings_ms: Timings
+    request_id: str = Field(description="names this request in the server's log")
+
+
+class Embedding(BaseModel):
+    """One vector in OpenAI's schema."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int = Field(description="position of the text in `input`")
+    embedding: list[float] | str = Field(description="the unit vector, or its float32 bytes in base64")
+
+
+class Usage(BaseModel):
+    """Tokens that the model read ([CLS] included, what it cut off not)."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """Vectors in OpenAI's schema."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str = Field(description="digest of the model")
+    usage: Usage
+
+
+class IndexInfo(BaseModel):
+    """What is served, and which limits hold."""
+
+    index_version: str = Field(description="version of the index")
+    model_digest: str = Field(description="digest of the model")
+    rows: int = Field(description="items in the index")
+    dim: int = Field(description="dimension of the vectors")
+    metric: str = Field(description="how scores are computed")
+    shards: list[dict[str, Any]] = Field(description="name and rows of each shard")
+    factory: str = Field(description="FAISS factory string")
+    recall: dict[str, JsonValue] = Field(description="recall measured when the index was built, if it was")
+    payload_columns: list[str] = Field(description="columns that hits carry and filters may name")
+    payload_types: dict[str, str] = Field(
+        description="type of each payload column: string, integer, number, boolean; other: no filter"
+    )
+    has_images: bool = Field(description="whether hits have an image_url")
+    topology: str = Field(description="together (one process) or spread (one deployment per shard)")
+    max_k: int = Field(description="most hits of one search")
+    max_text_chars: int = Field(description="longest text, in characters")
+    max_image_bytes: int = Field(description="largest uploaded image, in bytes")
+    max_batch: int = Field(description="most texts of one embeddings request")
+
+
+class ErrorBody(BaseModel):
+    """What was wrong."""
+
+    type: str = Field(description="one short word for machines")
+    message: str = Field(description="what was wrong, for people")
+    field: str | None = Field(None, description="the part of the request that was wrong")
+    request_id: str = Field(description="names this request in the server's log")
+
+
+class ErrorResponse(BaseModel):
+    """Every answer other than 2xx and 304."""
+
+    error: ErrorBody
+
+
+class OpenAIErrorBody(BaseModel):
+    """What was wrong, in OpenAI's names."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    request_id: str
+
+
+class OpenAIErrorResponse(BaseModel):
+    """Every answer of /v1/embeddings other than 200."""
+
+    error: OpenAIErrorBody
+
+
+class Status(BaseModel):
+    """Alive, or ready."""
+
+    status: Literal["ok", "degraded"] = Field(description="degraded: it answers, but some shards are missing")
+    missing_shards: list[str] = Field(default_factory=list, description="shards that do not answer")

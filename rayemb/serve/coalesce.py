@@ -1,0 +1,56 @@
+"""Concurrent queries in one pass through the model, without making a lone query wait."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Generic, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Coalescer(Generic[A, B]):
+    """Calls `work(items) -> results` in a thread, one call at a time; what comes meanwhile is the next batch.
+
+    A lone query starts at once; under load the batches grow by themselves, up to `max_batch`. An exception
+    of `work` goes to every caller in its batch, so `work` must not fail for one item's sake.
+    """
+
+    def __init__(self, work: Callable[[list[A]], list[B]], max_batch: int, executor: Executor) -> None:
+        self._work, self._max_batch, self._executor = work, max_batch, executor
+        self._waiting: list[tuple[A, asyncio.Future[B]]] = []
+        self._runner: asyncio.Task[None] | None = None
+
+    async def __call__(self, items: Sequence[A]) -> list[B]:
+        """The results of `items`, in order."""
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[B]] = [loop.create_future() for _ in items]
+        self._waiting += zip(items, futures, strict=True)
+        if self._runner is None:
+            # Kept on self: the loop itself holds tasks only weakly.
+            self._runner = loop.create_task(self._run())
+        return list(await asyncio.gather(*futures))
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch = self._waiting[: self._max_batch]
+                del self._waiting[: self._max_batch]
+                # A caller that went away (client gone, deadline) has cancelled its future.
+                batch = [(item, future) for item, future in batch if not future.done()]
+                if batch:
+                    await self._compute(batch)
+        finally:
+            self._runner = None
+
+    async def _compute(self, batch: list[tuple[A, asyncio.Future[B]]]) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(self._executor, self._work, [item for item, _ in batch])
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)

@@ -1,0 +1,341 @@
+"""The deployments on Ray Serve, for `serve deploy` and RayService (`build`) and for one call (`start`)."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
+
+from rayemb.cluster import require_cpus
+from rayemb.config import Config, from_mapping
+from rayemb.index import Manifest, QueryError, Shard
+from rayemb.models import ImageError, Model, model_digest
+from rayemb.serve.config import ServeConfig
+from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, shard_names, use_threads
+from rayemb.serve.errors import ServeError
+from rayemb.serve.gateway import create_app
+from rayemb.serve.spread import SpreadEngine
+
+logger = logging.getLogger(__name__)
+
+APP_NAME = "rayemb"
+_POLL_S = 0.2
+
+
+@serve.ingress()
+class Gateway:
+    """HTTP in, answers out; in the `together` topology it holds model and index too."""
+
+    def __init__(
+        self,
+        model_uri: str,
+        index_uri: str,
+        config: ServeConfig,
+        manifest: Manifest | None = None,
+        embedder: Any = None,
+        shards: Sequence[Any] = (),
+    ) -> None:
+        self._config = config
+        self._engine: Engine
+        if manifest is None:
+            self._engine = LocalEngine(model_uri, index_uri, config)
+        else:
+            self._engine = SpreadEngine(manifest, embedder, shards, config.deadline_s)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        # Serve's hook for an app that is built in the replica: nothing of it has to be pickled.
+        return create_app(self._engine, self._config, send_id_header=False)
+
+
+class Embedder:
+    """A model; concurrent queries share a pass through it."""
+
+    def __init__(self, model_uri: str, digest: str, config: ServeConfig) -> None:
+        use_threads(config.threads)
+        model = Model.load(model_uri)
+        if model.digest != digest:
+            raise ServeError(
+                "the model has changed since it was deployed", where=model_uri, fix="deploy again"
+            )
+        self._encoder = Encoder(model, config.image)
+        self._pool = ThreadPoolExecutor(4, "rayemb-embedder", use_threads, (config.threads,))
+        for batched in (self._text, self._pixels):
+            batched.set_max_batch_size(config.max_batch)
+            batched.set_batch_wait_timeout_s(config.batch_wait_s)
+
+    async def texts(self, texts: list[str]) -> tuple[Vectors, int]:
+        """Unit vectors `(n, D)` and the number of tokens read."""
+        results: list[tuple[Vectors, int]] = await asyncio.gather(*(self._text(text) for text in texts))
+        return np.stack([vector for vector, _ in results]), sum(tokens for _, tokens in results)
+
+    async def images(self, images: list[bytes]) -> Vectors | ImageError:
+        """Unit vectors `(n, D)`, or what is wrong with an image."""
+        try:
+            pixels = [await self._run(self._encoder.pixels, image) for image in images]
+        except ImageError as error:
+            # As a value: an exception would come back as Ray's own, and count against the replica.
+            return error
+        return np.stack(await asyncio.gather(*(self._pixels(each) for each in pixels)))
+
+    async def ping(self) -> int:
+        """The process id, as a sign of life."""
+        return os.getpid()
+
+    # One item in and one result out, though the bodies see lists: that is what serve.batch makes of them.
+    @serve.batch  # type: ignore[untyped-decorator]
+    async def _text(self, texts: Any) -> Any:
+        return await self._run(self._encoder.texts, texts)
+
+    @serve.batch  # type: ignore[untyped-decorator]
+    async def _pixels(self, pixels: Any) -> Any:
+        return await self._run(self._encoder.images, pixels)
+
+    async def _run(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+
+
+class ShardServer:
+    """One shard of an index. One deployment each, because Serve's replica ranks are no shard numbers."""
+
+    def __init__(self, index_uri: str, manifest: Manifest, number: int, config: ServeConfig) -> None:
+        self._shard = Shard.open(index_uri, manifest, number)
+        self._pool = ThreadPoolExecutor(4, "rayemb-shard", use_threads, (config.threads,))
+
+    async def search(
+        self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None
+    ) -> tuple[Vectors, Any, dict[int, dict[str, Any]]] | QueryError:
+        """Scores and keys `(n, k)` and the rows of those keys, or what is wrong with the query."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._search, vectors, k, filter)
+
+    async def locate(self, item: str) -> int | None:
+        """The key of the row with this id, if this shard holds it."""
+        loop = asyncio.get_running_loop()
+        position = await loop.run_in_executor(self._pool, self._shard.payload.position, item)
+        return None if position is None else self._shard.info.start + position
+
+    async def ping(self) -> int:
+        """The process id, as a sign of life."""
+        return os.getpid()
+
+    def _search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Any:
+        try:
+            scores, keys = self._shard.search(vectors, k, filter)
+        except QueryError as error:
+            return error
+        kept = sorted({int(key) for key in keys.flat if key >= 0})
+        rows = self._shard.payload.take([key - self._shard.info.start for key in kept])
+        return scores, keys, dict(zip(kept, rows, strict=True))
+
+
+class ServeArguments(Config):
+    """What `serve deploy` and RayService pass to `build` under `args`."""
+
+    model: str = Field(description="URI of the model directory")
+    index: str = Field(description="URI of the index")
+    serve: ServeConfig = Field(
+        ServeConfig(), description="the rest; host and port are in the Serve config's own `http_options`"
+    )
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application from plain arguments; import path `rayemb.serve.deploy:build`.
+
+    `args: {model: URI, index: URI, serve: {topology: spread, ...}}`. Raises ConfigError naming a wrong key.
+    """
+    arguments = from_mapping(ServeArguments, args, source="args")
+    return application(arguments.model, arguments.index, arguments.serve)
+
+
+def application(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> serve.Application:
+    """The Serve application of a model and an index, ready for `serve.run`.
+
+    Raises ModelError or IndexArtefactError where one of them is missing, or if they do not belong together.
+    """
+    config = config or ServeConfig()
+    manifest = check_match(model_digest(model_uri), index_uri)
+    # More than the app admits: it refuses in our JSON, and health checks must get through when it is full.
+    ingress = {
+        "max_ongoing_requests": config.max_ongoing_requests + config.max_queued_requests + 64,
+        "max_queued_requests": config.max_queued_requests + 64,
+        "backpressure_config": {"status_code": config.overload_status, "retry_after_s": config.retry_after_s},
+        **_common(config),
+    }
+    gateway = serve.deployment(Gateway, name="gateway").options(**ingress)
+    if config.topology == "together":
+        return gateway.bind(model_uri, index_uri, config)
+    behind = {"max_ongoing_requests": config.max_ongoing_requests, **_common(config)}
+    embedder = (
+        serve.deployment(Embedder, name="embedder")
+        .options(**behind)
+        .bind(model_uri, manifest.model_digest, config)
+    )
+    # The manifest travels with the deployment: a replica that restarts after a rebuild must not mix versions.
+    shards = [
+        serve.deployment(ShardServer, name=name).options(**behind).bind(index_uri, manifest, number, config)
+        for number, name in enumerate(shard_names(manifest))
+    ]
+    return gateway.bind(model_uri, index_uri, config, manifest, embedder, shards)
+
+
+def _common(config: ServeConfig) -> dict[str, Any]:
+    return {
+        "num_replicas": config.replicas,
+        "ray_actor_options": {"num_cpus": config.num_cpus},
+        "graceful_shutdown_timeout_s": 5,
+    }
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running service: where it answers, and how to end it; as a context manager it ends by itself."""
+
+    url: str
+
+    def stop(self) -> None:
+        """Ends the service; harmless if it has ended already."""
+        serve.shutdown()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> Server:
+    """Serves the index on the connected Ray cluster and returns once it answers.
+
+    What can be known beforehand is checked before anything is deployed: that model and index are there and
+    belong together, that the port is free, that the cluster has the CPUs.
+
+    Raises ModelError, IndexArtefactError, ClusterError, or ServeError naming the key or what Serve said.
+    """
+    config = config or ServeConfig()
+    manifest = check_match(model_digest(model_uri), index_uri)
+    require_cpus(config.cpus_needed(len(manifest.shards)), f"serving with topology {config.topology!r}")
+    app = application(model_uri, index_uri, config)
+    port = _free_port(config.host, config.port)
+    if serve.status().proxies:
+        raise ServeError(
+            "Ray Serve runs on this cluster already", where="serve", fix="stop it first: serve.shutdown()"
+        )
+    shown = "127.0.0.1" if config.host in ("0.0.0.0", "::", "") else config.host
+    server = Server(f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}")
+    deadline = time.monotonic() + config.start_deadline_s
+    try:
+        _deploy(app, config, port)
+        _wait_running(deadline, config)
+        _wait_ready(server.url, deadline, config)
+    except BaseException:
+        # Also on Ctrl-C: half a service must not stay behind.
+        with contextlib.suppress(Exception):
+            server.stop()
+        raise
+    logger.info("serving index %s at %s", manifest.version, server.url)
+    return server
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises ServeError naming serve.port if it is taken."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            # As servers do: a port in TIME_WAIT after a restart is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(
+                f"port {port} is in use", where="serve.port", fix="choose another, or 0 for any that is free"
+            ) from error
+        if error.errno == errno.EACCES:
+            raise ServeError(
+                f"port {port} is not open to this user", where="serve.port", fix="choose one above 1023"
+            ) from error
+        raise ServeError(
+            f"cannot listen on {host} ({error.strerror or error})",
+            where="serve.host",
+            fix="name an address of this machine",
+        ) from error
+
+
+def _deploy(app: serve.Application, config: ServeConfig, port: int) -> None:
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.EveryNode,
+            http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
+            logging_config=LoggingConfig(enable_access_log=False),
+        )
+        # run_many and not run: that one waits without limit, for CPUs or for a replica that never comes up.
+        serve.run_many(
+            [serve.RunTarget(app, APP_NAME, "/", LoggingConfig(enable_access_log=False))],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+    except (RuntimeError, TimeoutError, ValueError) as error:
+        raise ServeError(
+            f"Ray Serve did not start ({' '.join(str(error).split())[:300]})", where="serve"
+        ) from error
+
+
+def _wait_running(deadline: float, config: ServeConfig) -> None:
+    while True:
+        app = serve.status().applications.get(APP_NAME)
+        state = app.status.value if app else "NOT_STARTED"
+        if state == "RUNNING":
+            return
+        if state == "DEPLOY_FAILED" or time.monotonic() > deadline:
+            told = (
+                [f"{name}: {each.message}" for name, each in app.deployments.items() if each.message]
+                if app
+                else []
+            )
+            detail = "; ".join(told) or (app.message if app else "")
+            raise ServeError(
+                f"the service is {state} (deadline {config.start_deadline_s:g} s): {_last_lines(detail)}",
+                where="serve",
+                fix="free CPUs of the cluster, lower serve.num_cpus, or raise serve.start_deadline_s",
+            )
+        time.sleep(_POLL_S)
+
+
+def _last_lines(text: str) -> str:
+    # The cause is at the end of Serve's traceback.
+    return " ".join(text.split())[-600:]
+
+
+def _wait_ready(url: str, deadline: float, config: ServeConfig) -> None:
+    told = "no answer"
+    # At least one try, however long the deployments took.
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            told = f"HTTP {error.code}"
+        except OSError as error:
+            told = str(error)
+        if time.monotonic() > deadline:
+            raise ServeError(
+                f"{url}/readyz was not ready within {config.start_deadline_s:g} s ({told})", where="serve"
+            )
+        time.sleep(_POLL_S)

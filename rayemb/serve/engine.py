@@ -1,0 +1,219 @@
+"""What the gateway asks of its engine, and the engine that holds model and index in this very process."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from rayemb.data.embeddings import EmbeddingsTable
+from rayemb.index import Index, IndexArtefactError, Manifest, load_manifest
+from rayemb.models import ImageLimits, Model
+from rayemb.serve.coalesce import Coalescer
+from rayemb.serve.config import ServeConfig
+
+logger = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+T = TypeVar("T")
+_POOL_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search gave: `scores` `(n, k)` float32 and `keys` `(n, k)` int64, padded with -inf and -1.
+
+    `rows` has id and payload of every key in `keys` (-1 apart).
+    """
+
+    scores: Vectors
+    keys: NDArray[np.int64]
+    rows: Mapping[int, dict[str, Any]]
+    missing_shards: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is served; constant for the life of an engine."""
+
+    index_version: str
+    model_digest: str
+    rows: int
+    dim: int
+    metric: str
+    factory: str
+    recall: dict[str, Any]
+    shards: list[dict[str, Any]]
+    payload_columns: list[str]
+    payload_types: dict[str, str]
+    has_images: bool
+
+
+class Engine(Protocol):
+    """Everything the gateway needs to answer. Implementations never block the event loop.
+
+    Raises ImageError for a bad image, QueryError for a bad filter, EngineUnavailable if nothing answers now.
+    """
+
+    def describe(self) -> Description:
+        """What is served."""
+        ...
+
+    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors `(n, D)` float32, and the number of tokens that the model read."""
+        ...
+
+    async def embed_images(self, images: Sequence[bytes]) -> Vectors:
+        """Unit vectors `(n, D)` float32 of encoded images."""
+        ...
+
+    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
+        """The k best for each vector, payloads included: in `spread`, a further trip costs time."""
+        ...
+
+    async def image(self, item: str) -> bytes | None:
+        """The encoded picture of the item with this id; None if there is none."""
+        ...
+
+    async def missing(self) -> list[str]:
+        """The parts that do not answer now; empty: all well."""
+        ...
+
+
+def check_match(model_digest: str, index_uri: str) -> Manifest:
+    """The manifest of an index that was built with that model. Raises IndexArtefactError if it was not."""
+    manifest = load_manifest(index_uri)
+    if manifest.model_digest != model_digest:
+        raise IndexArtefactError(
+            f"the index was built with model {manifest.model_digest[:12]}, and the model to serve is "
+            f"{model_digest[:12]}: their vectors do not compare",
+            where=index_uri,
+            fix="serve the model that the index was built with, or embed and index again",
+        )
+    return manifest
+
+
+def use_threads(count: int) -> None:
+    """Sets how many threads torch and FAISS use for work started in this thread: replicas share a machine."""
+    torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
+
+
+class Encoder:
+    """What LocalEngine and the embedder deployment do with a model: embed batches, one result an item."""
+
+    def __init__(self, model: Model, limits: ImageLimits) -> None:
+        self.model, self.limits = model, limits
+
+    def texts(self, texts: Sequence[str]) -> list[tuple[Vectors, int]]:
+        """For each text its unit vector `(D,)` and the number of tokens that the model read of it."""
+        tokens = np.count_nonzero(self.model.tokenizer(texts), axis=1)
+        return list(zip(self.model.embed_texts(texts), tokens.tolist(), strict=True))
+
+    def pixels(self, image: bytes) -> NDArray[np.uint8]:
+        """Decoded pixels `(3, S, S)`. Raises ImageError."""
+        return self.model.pixels(image, self.limits)
+
+    def images(self, pixels: Sequence[NDArray[np.uint8]]) -> list[Vectors]:
+        """One unit vector `(D,)` for each picture."""
+        return list(self.model.embed_pixels(np.stack(pixels)))
+
+
+def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
+    """What a gateway says about the index of `manifest`."""
+    return Description(
+        index_version=manifest.version,
+        model_digest=manifest.model_digest,
+        rows=manifest.embeddings.rows,
+        dim=manifest.dim,
+        metric=manifest.metric,
+        factory=manifest.factory,
+        recall=manifest.recall.model_dump() if manifest.recall else {},
+        shards=[
+            {"name": name, "rows": shard.rows}
+            for name, shard in zip(shard_names(manifest), manifest.shards, strict=True)
+        ],
+        payload_columns=embeddings.payload_columns,
+        payload_types={
+            name: _type(embeddings.dataset.schema.field(name).type) for name in embeddings.payload_columns
+        },
+        has_images=embeddings.has_images,
+    )
+
+
+def _type(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "string"
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind):
+        return "integer"
+    return "number" if pa.types.is_floating(kind) else "other"
+
+
+def shard_names(manifest: Manifest) -> list[str]:
+    """How the shards are called in answers and on the dashboard, in order."""
+    return [f"shard-{number}" for number in range(len(manifest.shards))]
+
+
+class LocalEngine:
+    """Model and all shards in this process, work in threads: no hop at all between query and answer.
+
+    Refuses an index that was built with another model. FAISS and torch release the GIL while they compute.
+    """
+
+    def __init__(self, model_uri: str, index_uri: str, config: ServeConfig | None = None) -> None:
+        config = config or ServeConfig()
+        use_threads(config.threads)
+        model = Model.load(model_uri)
+        self._index = Index.open(index_uri, model_digest=model.digest)
+        self._encoder = Encoder(model, config.image)
+        self._description = describe(self._index.manifest, self._index.embeddings)
+        # The number of OpenMP threads belongs to each thread: set it in every one that computes.
+        self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
+        self._texts = Coalescer(self._encoder.texts, config.max_batch, self._pool)
+        self._images = Coalescer(self._encoder.images, config.max_batch, self._pool)
+
+    def describe(self) -> Description:
+        """What is served."""
+        return self._description
+
+    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors `(n, D)` and the number of tokens read."""
+        results = await self._texts(texts)
+        return np.stack([vector for vector, _ in results]), sum(tokens for _, tokens in results)
+
+    async def embed_images(self, images: Sequence[bytes]) -> Vectors:
+        """Unit vectors `(n, D)`; decoding fails (ImageError) for the one request, not for the batch."""
+        pixels = await asyncio.gather(*(self._run(self._encoder.pixels, image) for image in images))
+        return np.stack(await self._images(pixels))
+
+    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
+        """The k best of all shards, with their payloads."""
+        return await self._run(self._search, vectors, k, filter)
+
+    def _search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
+        hits = self._index.search(vectors, k, filter)
+        keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
+        return Found(hits.scores, hits.keys, dict(zip(keys, self._index.payload(keys), strict=True)))
+
+    async def image(self, item: str) -> bytes | None:
+        """The encoded picture of an item; None if there is none."""
+        return await self._run(self._index.image, item)
+
+    async def missing(self) -> list[str]:
+        """Nothing is missing in a process that lives."""
+        return []
+
+    async def _run(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args))

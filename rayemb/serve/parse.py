@@ -1,0 +1,200 @@
+"""From a request's bytes to a query that can be answered, or to an error that names the wrong field."""
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from rayemb.serve.api import EmbeddingsRequest, SearchRequest
+from rayemb.serve.config import ServeConfig
+from rayemb.serve.errors import ApiError
+
+M = TypeVar("M", bound=BaseModel)
+
+JSON, MULTIPART = "application/json", "multipart/form-data"
+_FORM_FIELDS = ("text", "image", "k", "filter")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+@dataclass(frozen=True)
+class Query:
+    """A search that is well formed: at least one of `text` and `image` (an encoded file) is there."""
+
+    text: str | None
+    image: bytes | None
+    k: int
+    filter: dict[str, Any] | None
+
+
+async def search_query(request: Request, config: ServeConfig) -> Query:
+    """The query in the body of POST /v1/search, JSON or multipart. Raises ApiError."""
+    kind = _content_type(request)
+    if kind == MULTIPART:
+        fields, image = await _form(request)
+    elif kind == JSON:
+        fields, image = await _json_object(request), None
+    else:
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"send {JSON} or {MULTIPART}, not {kind or 'nothing'}",
+            "content-type",
+        )
+    body = _validated(SearchRequest, fields)
+    if body.image is not None:
+        image = _from_base64(body.image, config)
+    if image is not None:
+        check_image_size(len(image), config)
+        if not image:
+            raise ApiError(422, "invalid_request", "the image is empty", "image")
+    if body.text is None and image is None:
+        raise ApiError(422, "invalid_request", "give text, image, or both", "text, image")
+    if body.text is not None:
+        check_text(body.text, "text", config)
+    if body.k > config.max_k:
+        raise ApiError(422, "invalid_request", f"k is at most {config.max_k}, got {body.k}", "k")
+    return Query(body.text, image, body.k, body.filter or None)
+
+
+async def embeddings_request(request: Request, config: ServeConfig) -> tuple[EmbeddingsRequest, list[str]]:
+    """The body of POST /v1/embeddings and its texts. Raises ApiError."""
+    kind = _content_type(request)
+    if kind != JSON:
+        raise ApiError(415, "unsupported_media_type", f"send {JSON}, not {kind or 'nothing'}", "content-type")
+    fields = await _json_object(request)
+    given = fields.get("input")
+    if isinstance(given, list) and given and all(isinstance(item, int | list) for item in given):
+        raise ApiError(
+            400,
+            "invalid_request",
+            "token arrays are not taken, because tokens differ between models: send text",
+            "input",
+        )
+    body = _validated(EmbeddingsRequest, fields)
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    if not texts:
+        raise ApiError(400, "invalid_request", "give at least one text", "input")
+    if len(texts) > config.max_batch:
+        raise ApiError(400, "invalid_request", f"at most {config.max_batch} texts, got {len(texts)}", "input")
+    for position, text in enumerate(texts):
+        check_text(text, "input" if isinstance(body.input, str) else f"input.{position}", config)
+    return body, texts
+
+
+def check_text(text: str, field: str, config: ServeConfig) -> None:
+    """Raises ApiError for a text that is blank or too long."""
+    if len(text) > config.max_text_chars:
+        raise ApiError(
+            413, "too_large", f"the text has {len(text):,} characters, over {config.max_text_chars:,}", field
+        )
+    if not text.strip():
+        raise ApiError(422, "invalid_request", "the text is empty", field)
+
+
+def check_image_size(size: int, config: ServeConfig) -> None:
+    """Raises ApiError for an encoded image of too many bytes."""
+    if size > config.image.max_bytes:
+        raise ApiError(
+            413, "too_large", f"the image has {size:,} bytes, over {config.image.max_bytes:,}", "image"
+        )
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    try:
+        # orjson and not json: NaN, Infinity, 1e400 and lone surrogates are errors here, not later.
+        document = orjson.loads(await request.body())
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, "malformed_json", f"the body is not JSON: {error}", "body") from error
+    if not isinstance(document, dict):
+        raise ApiError(422, "invalid_request", f"expected a JSON object, got {_kind(document)}", "body")
+    return document
+
+
+async def _form(request: Request) -> tuple[dict[str, Any], bytes | None]:
+    """The fields of a form as a JSON body would have them, and the uploaded picture."""
+    try:
+        form = await request.form(max_files=2, max_fields=16)
+    except HTTPException as error:
+        raise ApiError(400, "malformed_form", f"the form cannot be read: {error.detail}", "body") from error
+    fields: dict[str, Any] = {}
+    image: bytes | None = None
+    for name, value in form.multi_items():
+        if name in fields or (name == "image" and image is not None):
+            raise ApiError(422, "invalid_request", "it is given twice", name)
+        if isinstance(value, UploadFile) != (name == "image") and name in _FORM_FIELDS:
+            expected = "a file" if name == "image" else "a plain field, not a file"
+            raise ApiError(422, "invalid_request", f"{name} is {expected}", name)
+        if isinstance(value, UploadFile):
+            if name != "image":
+                raise ApiError(
+                    422, "invalid_request", f"unknown field; known: {', '.join(_FORM_FIELDS)}", name
+                )
+            image = await value.read()
+        elif name == "k":
+            # A form knows only texts; what is no whole number goes on as text, for the validator to refuse.
+            fields[name] = int(value) if _INTEGER.fullmatch(value) else value
+        elif name == "filter":
+            fields[name] = _form_filter(value)
+        else:
+            fields[name] = value
+    return fields, image
+
+
+def _form_filter(value: str) -> Any:
+    if not value.strip():
+        return None
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, "malformed_json", f"filter is not JSON: {error}", "filter") from error
+
+
+def _from_base64(text: str, config: ServeConfig) -> bytes:
+    # "data:image/png;base64,..." is what browsers make of a picture.
+    if text.startswith("data:") and "," in text[:200]:
+        text = text.split(",", 1)[1]
+    check_image_size(len(text) * 3 // 4 - 2, config)  # before decoding; -2: the padding
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(422, "invalid_request", f"the image is not base64: {error}", "image") from error
+
+
+def _validated(model: type[M], fields: dict[str, Any]) -> M:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        # The first problem in full rather than all of them in short.
+        item = error.errors(include_url=False)[0]
+        known = ", ".join(model.model_fields)
+        loc = [str(part) for part in item["loc"]]
+        field = loc[0] if loc and loc[0] != "filter" else ".".join(loc[:2])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown field; known: {known}"
+        elif loc[:1] == ["input"]:
+            field, message = "input", "input is a text or a list of texts"
+        raise ApiError(422, "invalid_request", message, field or "body") from error
+
+
+def _kind(value: Any) -> str:
+    names = {
+        list: "a list",
+        str: "a text",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,175 @@
+"""The engine of the `spread` topology: an embedder and one deployment per shard, behind Serve handles."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from rayemb.data.embeddings import IMAGE
+from rayemb.index import Manifest, QueryError, merge
+from rayemb.index.shard import open_embeddings
+from rayemb.models import ImageError
+from rayemb.serve.engine import Description, Found, Vectors, describe, shard_names
+from rayemb.serve.errors import EngineUnavailable
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# Ids whose row is known from an answer: their pictures are asked for next.
+_KNOWN_IDS = 50_000
+
+
+class Breaker:
+    """Keeps requests from waiting, one after another, for a part that is known to be dead.
+
+    After a failure it is open for `rest_s`; then one call may try while the others still go without.
+    """
+
+    def __init__(self, rest_s: float) -> None:
+        self._rest_s = rest_s
+        self._open_until = 0.0
+        self._failed = False
+
+    def allows(self) -> bool:
+        """Whether to call now."""
+        if not self._failed:
+            return True
+        now = time.monotonic()
+        if now < self._open_until:
+            return False
+        self._open_until = now + self._rest_s
+        return True
+
+    def report(self, well: bool) -> None:
+        """What became of a call."""
+        self._failed = not well
+        if self._failed:
+            self._open_until = time.monotonic() + self._rest_s
+
+
+class SpreadEngine:
+    """Searches shard deployments in parallel, each under a deadline, and says which did not answer.
+
+    `embedder` has `texts` and `images`, each of `shards` has `search`, `locate` and `ping`: Serve handles, or
+    anything whose methods' `.remote(...)` can be awaited.
+    """
+
+    def __init__(self, manifest: Manifest, embedder: Any, shards: Sequence[Any], deadline_s: float) -> None:
+        if len(shards) != len(manifest.shards):
+            raise QueryError(f"the index has {len(manifest.shards)} shards and {len(shards)} were deployed")
+        self._table = open_embeddings(manifest)
+        self._description = describe(manifest, self._table)
+        self._names = shard_names(manifest)
+        self._embedder, self._shards, self._deadline_s = embedder, list(shards), deadline_s
+        self._breakers = [Breaker(deadline_s) for _ in shards]
+        self._known: OrderedDict[str, int] = OrderedDict()
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="rayemb-pictures")
+
+    def describe(self) -> Description:
+        """What is served."""
+        return self._description
+
+    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors `(n, D)` and the number of tokens read."""
+        vectors, tokens = await self._embed(self._embedder.texts.remote(list(texts)))
+        return vectors, tokens
+
+    async def embed_images(self, images: Sequence[bytes]) -> Vectors:
+        """Unit vectors `(n, D)`. Raises ImageError for a bad one."""
+        result = await self._embed(self._embedder.images.remote(list(images)))
+        if isinstance(result, ImageError):
+            raise result
+        return np.asarray(result, np.float32)
+
+    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
+        """The k best of the shards that answered in time; the others are named."""
+        asked = [number for number, breaker in enumerate(self._breakers) if breaker.allows()]
+        answers = await asyncio.gather(*(self._ask(number, vectors, k, filter) for number in asked))
+        found = [answer for answer in answers if answer is not None]
+        for answer in found:
+            if isinstance(answer, QueryError):
+                raise answer
+        if not found:
+            raise EngineUnavailable("no shard of the index answers", fix="try again in some seconds")
+        scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
+        rows = {key: row for answer in found for key, row in answer[2].items()}
+        kept = {int(key) for key in keys.flat if key >= 0}
+        self._remember({key: rows[key] for key in kept})
+        answered = {number for number, answer in zip(asked, answers, strict=True) if answer is not None}
+        missing = [name for number, name in enumerate(self._names) if number not in answered]
+        return Found(scores, keys, rows, missing)
+
+    async def image(self, item: str) -> bytes | None:
+        """The encoded picture of an item; None if there is none. EngineUnavailable if that cannot be told."""
+        if not self._table.has_images:
+            return None
+        key = self._known.get(item)
+        if key is None:
+            key = await self._locate(item)
+        if key is None:
+            return None
+        loop = asyncio.get_running_loop()
+        rows = await loop.run_in_executor(self._pool, self._table.take, [key], [IMAGE])
+        picture: bytes | None = rows[0][IMAGE]
+        return picture
+
+    async def missing(self) -> list[str]:
+        """The deployments that do not answer a ping within the deadline."""
+        parts = [("embedder", self._embedder), *zip(self._names, self._shards, strict=True)]
+        answers = await asyncio.gather(
+            *(self._within(part.ping.remote()) for _, part in parts), return_exceptions=True
+        )
+        return [
+            name
+            for (name, _), answer in zip(parts, answers, strict=True)
+            if isinstance(answer, BaseException)
+        ]
+
+    # -- calls ---------------------------------------------------------------------------------------------
+
+    async def _within(self, call: Awaitable[T]) -> T:
+        # A call to a deployment without a live replica waits for ever; it does not raise.
+        return await asyncio.wait_for(call, self._deadline_s)
+
+    async def _embed(self, call: Awaitable[T]) -> T:
+        try:
+            return await self._within(call)
+        except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
+            logger.warning("the embedder did not answer (%s)", type(error).__name__)
+            raise EngineUnavailable(
+                "the embedder does not answer", fix="try again in some seconds"
+            ) from error
+
+    async def _ask(self, number: int, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Any:
+        try:
+            answer = await self._within(self._shards[number].search.remote(vectors, k, filter))
+        except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
+            logger.warning("%s did not answer (%s)", self._names[number], type(error).__name__)
+            self._breakers[number].report(False)
+            return None
+        self._breakers[number].report(True)
+        return answer
+
+    async def _locate(self, item: str) -> int | None:
+        calls = (self._within(shard.locate.remote(item)) for shard in self._shards)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        keys = [answer for answer in answers if isinstance(answer, int)]
+        if keys:
+            return keys[0]
+        if any(isinstance(answer, BaseException) for answer in answers):
+            # Not a 404: the shard that does not answer may hold it.
+            raise EngineUnavailable("a shard of the index does not answer", fix="try again in some seconds")
+        return None
+
+    def _remember(self, rows: Mapping[int, dict[str, Any]]) -> None:
+        for key, row in rows.items():
+            self._known[str(row["id"])] = key
+        while len(self._known) > _KNOWN_IDS:
+            self._known.popitem(last=False)

@@ -1,0 +1,74 @@
+"""Synthetic embeddings tables, and the naive answers to search them by."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayemb.data.embeddings import ID, IMAGE, VECTOR, embeddings_schema
+
+DIGEST = "0123456789abcdef" * 4
+
+
+def random_vectors(rows: int, dim: int = 16, seed: int = 0) -> NDArray[np.float32]:
+    x = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def exact_vectors(rows: int, dim: int = 8, seed: int = 0) -> NDArray[np.float32]:
+    """Unit vectors of four halves: inner products are multiples of 1/4, exact in any order, full of ties."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((rows, dim), np.float32)
+    for row in x:
+        row[rng.choice(dim, 4, replace=False)] = rng.choice([-0.5, 0.5], 4)
+    return x
+
+
+def write_table(
+    folder: Path | str,
+    vectors: NDArray[np.float32],
+    payload: Mapping[str, Any] | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+    images: Sequence[bytes | None] | None = None,
+    digest: str = DIGEST,
+    mode: str = "overwrite",
+) -> str:
+    """Writes an embeddings table and gives its URI; `payload` is column name to values or to an arrow array."""
+    columns = {
+        name: values if isinstance(values, pa.Array) else pa.array(values)
+        for name, values in (payload or {}).items()
+    }
+    fields = [pa.field(name, array.type) for name, array in columns.items()]
+    dim = vectors.shape[1]
+    data: dict[str, Any] = {
+        ID: pa.array(ids if ids is not None else [f"item-{i}" for i in range(len(vectors))], pa.string()),
+        VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), dim),
+    }
+    if images is not None:
+        data[IMAGE] = pa.array(images, pa.binary())
+    schema = embeddings_schema(fields, dim, digest, images=images is not None)
+    lance.write_dataset(pa.table({**data, **columns}, schema=schema), str(folder), mode=mode)
+    return str(folder)
+
+
+def naive_search(
+    vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int, keep: Sequence[bool] | None = None
+) -> tuple[list[list[float]], list[list[int]]]:
+    """Python's own sort over every pair: highest score first, lowest row first among equal scores."""
+    all_scores, all_keys = [], []
+    for query in queries:
+        scored = [
+            (-float(np.dot(query, vector)), key)
+            for key, vector in enumerate(vectors)
+            if keep is None or keep[key]
+        ]
+        best = sorted(scored)[:k]
+        missing = k - len(best)
+        all_scores.append([-score for score, _ in best] + [-np.inf] * missing)
+        all_keys.append([key for _, key in best] + [-1] * missing)
+    return all_scores, all_keys
