@@ -1,7 +1,7 @@
 """Several Ray nodes on one machine: what a cluster does, without a cluster.
 
-    python cluster/local.py --nodes 3 --cpus 2 -- python jobs/train.py jobs/configs/demo.yaml
-    python cluster/local.py --nodes 3        # prints what to export, runs until Ctrl-C
+With a command, as in `python cluster/local.py --nodes 3 --cpus 2 -- rayemb demo`, it runs that and ends with it.
+Without one it prints what to export elsewhere, and runs until Ctrl-C.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ class Worker:
 
 @contextlib.contextmanager
 def local_cluster(nodes: int, cpus: int, object_store_mb: int) -> Iterator[tuple[Head, list[Worker]]]:
-    """A head and `nodes - 1` worker nodes on loopback, each a Ray node with `cpus` CPUs of its own; stopped on exit.
+    """A head and `nodes - 1` workers on this machine, each a Ray node with `cpus` CPUs; stopped on exit.
 
-    All nodes share the machine's cores and memory: this shows scheduling, spreading and the loss of a node, not speed.
+    The nodes share the machine's cores and memory: this shows scheduling and the loss of a node, not speed.
     Raises ClusterError with the end of a node's log if it is not up within 90 s.
     """
     with local_head(ClusterConfig(num_cpus=cpus, object_store_mb=object_store_mb)) as head:
@@ -49,7 +49,7 @@ def local_cluster(nodes: int, cpus: int, object_store_mb: int) -> Iterator[tuple
         try:
             for number in range(1, nodes):
                 workers.append(_start_worker(f"node-{number}", head, environment, cpus, object_store_mb))
-                # One after the other: two that start at once pick the same socket name, and one of them hangs.
+                # One after the other: two that start at once pick the same socket name, and one hangs.
                 _wait_until_up(workers[-1])
             yield head, workers
         finally:
@@ -57,20 +57,18 @@ def local_cluster(nodes: int, cpus: int, object_store_mb: int) -> Iterator[tuple
 
 
 def client_environment(head: Head) -> dict[str, str]:
-    """The environment of a process that works on the cluster of `head`: this one's, plus address, token and settings."""
+    """The environment of a process that works on the cluster of `head`: ours, address, token, settings."""
     # `ray` and `rayemb` of this interpreter, also where its environment was not activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**os.environ, **head.environment(), "PATH": path}
 
 
-def _start_worker(
-    name: str, head: Head, environment: Mapping[str, str], cpus: int, object_store_mb: int
-) -> Worker:
+def _start_worker(name: str, head: Head, environment: Mapping[str, str], cpus: int, object_store_mb: int) -> Worker:
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={head.address}"),
         *("--node-ip-address=127.0.0.1", f"--node-name={name}", f"--num-cpus={cpus}"),
         f"--object-store-memory={object_store_mb << 20}",
-        # Nodes of one machine share its ports: with fixed ranges two raylets hand out the same port to two workers,
+        # Nodes of one machine share its ports: with fixed ranges two raylets give two workers the same port,
         # and only the first agent gets its default port. 0 lets the kernel choose.
         *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
     ]
@@ -111,7 +109,7 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """The exit status of `command`, as a shell would give it; ended with us if we are told to stop."""
-    # In our own process group, so that it keeps the terminal: Ctrl-C reaches it directly, and we wait for its answer.
+    # In our own process group, so that it keeps the terminal: Ctrl-C reaches it directly, and we wait for it.
     process = subprocess.Popen(command, env=environment)
     try:
         while True:
@@ -141,7 +139,7 @@ def _hold(head: Head, workers: Sequence[Worker]) -> int:
         while head.process.poll() is None:
             for worker in [each for each in alive if each.process.poll() is not None]:
                 alive.remove(worker)
-                _say(f"{worker.name} has stopped; {1 + len(alive)} nodes are left")
+                _say(f"{worker.name} has stopped; nodes left: {1 + len(alive)}")
             time.sleep(POLL_S)
     except KeyboardInterrupt:
         return 0
@@ -155,7 +153,8 @@ def _say(message: str) -> None:
 
 
 def _terminated(number: int, _frame: FrameType | None) -> None:
-    # An exception rather than sudden death: the nodes are stopped on the way out.
+    # An exception rather than sudden death: the nodes are stopped on the way out. A second one is ignored.
+    signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
@@ -176,7 +175,9 @@ def main(
     if command and shutil.which(command[0]) is None:
         raise ClusterError("no such command", where=command[0], fix="give a program on PATH, or a path to one")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminated)
+        # Ignored already: somebody used nohup.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminated)
     _say(f"starting {nodes} Ray nodes with {cpus} CPUs each ...")
     with local_cluster(nodes, cpus, object_store_mb) as (head, workers):
         _say(f"{nodes} nodes at {head.address}, dashboard {head.dashboard}")
@@ -189,6 +190,8 @@ def main(
                 _say(f"{worker.name}: kill -9 -- -{worker.process.pid}   # to lose this node")
             _say("Ctrl-C stops all nodes")
             status = _hold(head, workers)
+        # A second Ctrl-C would leave nodes behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         _say("stopping ...")
     raise SystemExit(status)
 

@@ -1,4 +1,7 @@
-"""Build the corpus, as a Ray job: `ray job submit --working-dir . -- python jobs/corpus.py jobs/configs/demo.yaml [key=value ...]`."""
+"""Build the corpus, as a Ray job.
+
+`ray job submit --working-dir . -- python jobs/corpus.py jobs/configs/demo.yaml [key=value ...]`
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Embed the corpus into a Lance table, as a Ray job: `ray job submit --working-dir . -- python jobs/embed.py jobs/configs/demo.yaml [key=value ...]`."""
+"""Embed the corpus into a Lance table, as a Ray job.
+
+`ray job submit --working-dir . -- python jobs/embed.py jobs/configs/demo.yaml [key=value ...]`
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Judge the model on held-out pairs, as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py jobs/configs/demo.yaml [key=value ...]`."""
+"""Judge the model on held-out pairs, as a Ray job.
+
+`ray job submit --working-dir . -- python jobs/evaluate.py jobs/configs/demo.yaml [key=value ...]`
+"""
 
 import sys
 

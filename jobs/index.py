@@ -1,4 +1,7 @@
-"""Build and verify the sharded index, as a Ray job: `ray job submit --working-dir . -- python jobs/index.py jobs/configs/demo.yaml [key=value ...]`."""
+"""Build and verify the sharded index, as a Ray job.
+
+`ray job submit --working-dir . -- python jobs/index.py jobs/configs/demo.yaml [key=value ...]`
+"""
 
 import sys
 

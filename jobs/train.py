@@ -1,4 +1,7 @@
-"""Train the encoder, as a Ray job: `ray job submit --working-dir . -- python jobs/train.py jobs/configs/demo.yaml [key=value ...]`."""
+"""Train the encoder, as a Ray job.
+
+`ray job submit --working-dir . -- python jobs/train.py jobs/configs/demo.yaml [key=value ...]`
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Search the settings of the training with Ray Tune, as a Ray job: `ray job submit --working-dir . -- python jobs/tune.py jobs/configs/demo.yaml [key=value ...]`."""
+"""Search the settings of the training with Ray Tune, as a Ray job.
+
+`ray job submit --working-dir . -- python jobs/tune.py jobs/configs/demo.yaml [key=value ...]`
+"""
 
 import sys
 

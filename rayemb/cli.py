@@ -20,7 +20,12 @@ from rayemb.pipeline.config import RunConfig
 CONFIG_HELP = "A YAML file, if any, then overrides such as train.steps=100 or workspace=s3://bucket/run."
 Args = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help=CONFIG_HELP)]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn your own images and texts into search.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Turn your own images and texts into search.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: build one, look at one.")
 index_app = typer.Typer(no_args_is_help=True, help="Indexes: build one, verify one.")
 config_app = typer.Typer(no_args_is_help=True, help="Configs: the resolved one, and the schema.")

@@ -100,7 +100,9 @@ def local_head(config: ClusterConfig | None = None, env: Mapping[str, str] | Non
         **(env or {}),
     }
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
     try:
         _wait_until_up(process, ports[1], log)
         yield Head(address, dashboard, token, process, log)
@@ -130,10 +132,13 @@ def connect(config: ClusterConfig | None = None) -> Iterator[str]:
         else:
             head = stack.enter_context(local_head(config))
             address, settings = head.address, head.environment()
-        stack.enter_context(_environment({**ENVIRONMENT, **settings}))
+        # The driver alone: an actor pool of Ray Data writes an error of no consequence to the terminal (ray #53727).
+        driver = {"RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}
+        stack.enter_context(_environment({**ENVIRONMENT, **settings, **driver}))
         _reload_ray_settings()
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            with _muted_stderr():  # Ray's C++ side announces the log level that is set above
+                ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers ({' '.join(str(error).split())[:300]})",
@@ -141,6 +146,7 @@ def connect(config: ClusterConfig | None = None) -> Iterator[str]:
                 fix="start one, mend RAY_ADDRESS, or unset it to get a private local cluster",
             ) from error
         stack.callback(ray.shutdown)
+        _quiet_ray_data()
         yield address
 
 
@@ -198,10 +204,32 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+@contextlib.contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Nothing that native code writes to file descriptor 2 shows; what Python raises still does."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _quiet_ray_data() -> None:
+    # Its bars and plans would write over our own progress, one block per dataset.
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def _reload_ray_settings() -> None:
     # Ray reads its environment once, at import; a token that came later is seen only after this.
-    from ray._raylet import AuthenticationTokenLoader
-    from ray._raylet import Config as RayConfig
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+    from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
 
     RayConfig.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

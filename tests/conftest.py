@@ -4,6 +4,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# A deadline would be a timing assertion; the examples are few because the suite shares its cores.
+settings.register_profile("rayemb", deadline=None, max_examples=40)
+settings.load_profile("rayemb")
 
 for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
     os.environ.pop(name, None)

@@ -21,11 +21,16 @@ class Config(BaseModel):
 class ConfigError(RayembError):
     """A config that does not validate; `problems` has one `(key, message)` per wrong key."""
 
-    def __init__(
-        self, what: str, *, where: str = "", fix: str = "", problems: Iterable[tuple[str, str]] = ()
-    ) -> None:
+    def __init__(self, what: str, *, where: str = "", fix: str = "", problems: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(what, where=where, fix=fix)
         self.problems = list(problems)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.what, self.where, self.fix, self.problems)
+
+
+def _rebuild(what: str, where: str, fix: str, problems: list[tuple[str, str]]) -> ConfigError:
+    return ConfigError(what, where=where, fix=fix, problems=problems)
 
 
 C = TypeVar("C", bound=Config)
@@ -83,9 +88,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"the value is not valid YAML: {text!r}", where=key) from error
     *parents, leaf = key.split(".")
     for depth, parent in enumerate(parents):
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
+        child = data.get(parent, {})
+        if not isinstance(child, dict):
             raise ConfigError(f"{'.'.join(parents[: depth + 1])} is not a mapping", where=override)
+        # Copied: under a YAML alias the same dict may stand at another key too.
+        data[parent] = data = dict(child)
     data[leaf] = value
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -19,8 +20,13 @@ from rayemb.data.sources.base import split_by_concept
 from rayemb.models import ImageError, decode_image
 
 QUARANTINE = "_quarantine"  # readers of Parquet folders skip names with a leading underscore
-QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("id", pa.string()), ("reason", pa.string()), ("what", pa.string())])
+QUARANTINE_SCHEMA = pa.schema(
+    [("source", pa.string()), ("id", pa.string()), ("reason", pa.string()), ("what", pa.string())]
+)
 
+_SPLIT = re.compile(r"[\w-][\w.-]*")  # it becomes a folder
+# What a build writes before its manifest; `.tmp` is a write that was killed.
+_OURS = re.compile(r"(split=[^/]+/shard-\d{5,}|_quarantine/[^/]+)\.parquet(\.\w+\.tmp)?")
 Progress = Callable[[int, int, str], None]
 
 
@@ -46,14 +52,16 @@ def build_corpus(config: CorpusConfig, uri: str, *, progress: Progress | None = 
     units = config.source.units(config.seed)
     if not units:
         raise CorpusError("the source has no rows", where="corpus.source")
-    storage.delete(uri)  # leftovers of a build that did not finish
+    _clear(uri)
     reports = list(_run(units, config, uri, progress))
     _drop_duplicates(reports, uri)
     manifest = _manifest(reports, config, fingerprint)
     kept, bad = manifest["rows"], manifest["quarantine"]["rows"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["quarantine"]["reasons"].items())
     if not kept:
-        raise CorpusError(f"no usable row ({reasons or 'zero rows'})", where="corpus.source", fix=f"see {uri}/{QUARANTINE}")
+        raise CorpusError(
+            f"no usable row ({reasons or 'zero rows'})", where="corpus.source", fix=f"see {uri}/{QUARANTINE}"
+        )
     if bad > config.max_bad_fraction * (kept + bad):
         raise CorpusError(
             f"{bad} of {kept + bad} rows are bad ({reasons})",
@@ -64,15 +72,27 @@ def build_corpus(config: CorpusConfig, uri: str, *, progress: Progress | None = 
     return Corpus.open(uri)
 
 
+def _clear(uri: str) -> None:
+    """Removes what a build that did not finish left behind, and nothing else: the place may be someone's folder."""
+    files = [file.removeprefix(f"{uri}/") for file in storage.list_files(uri)]
+    foreign = [file for file in files if not _OURS.fullmatch(file)]
+    if foreign:
+        raise CorpusError(
+            f"the folder holds other files ({', '.join(foreign[:3])}{', ...' if foreign[3:] else ''})",
+            where=uri,
+            fix="build to a new place",
+        )
+    for top in {file.split("/")[0] for file in files}:
+        storage.delete(storage.join(uri, top))
+
+
 def _run(units: list[Any], config: CorpusConfig, uri: str, progress: Progress | None) -> Iterator[dict[str, Any]]:
     def build(batch: dict[str, Any]) -> dict[str, list[Any]]:
         return {"report": [_build_unit(int(index), units_ref, config, uri) for index in batch["index"]]}
 
     units_ref = ray.put(units)
     dataset = ray.data.from_items([{"index": i} for i in range(len(units))], override_num_blocks=len(units))
-    done = 0
-    for row in dataset.map_batches(build, batch_size=1).iter_rows():
-        done += 1
+    for done, row in enumerate(dataset.map_batches(build, batch_size=1).iter_rows(), 1):
         if progress:
             progress(done, len(units), f"{row['report']['rows']} rows")
         yield row["report"]
@@ -87,7 +107,7 @@ def _build_unit(index: int, units_ref: Any, config: CorpusConfig, uri: str) -> d
         if problem:
             bad.append(_bad_row(row, *problem))
         else:
-            good.setdefault(row.split or _split_of(row.concept or str(row.text), config), []).append(row)
+            good.setdefault(row.split or _split_of(_concept(row), config), []).append(row)
     files = []
     for split, rows in sorted(good.items()):
         file = f"split={split}/shard-{index:05d}.parquet"
@@ -109,6 +129,8 @@ def _judge(row: RawRow, config: CorpusConfig) -> tuple[str, str] | None:
         return "empty_text", "the text is empty"
     if len(row.text) > config.max_text_chars:
         return "long_text", f"the text has {len(row.text):,} characters, over {config.max_text_chars:,}"
+    if row.split and not _SPLIT.fullmatch(row.split):
+        return "bad_split", f"the split {row.split[:40]!r} is not a name of letters, digits, '_', '-' and '.'"
     if row.image is None:
         return "missing_image", "there is no image"
     try:
@@ -180,11 +202,16 @@ def _table(rows: list[RawRow]) -> pa.Table:
         "image": [row.image for row in rows],
         "text": [str(row.text).strip() for row in rows],
         "texts": [row.texts or [str(row.text).strip()] for row in rows],
-        "concept": [row.concept or str(row.text).strip() for row in rows],
+        "concept": [_concept(row) for row in rows],
         "style": [row.style for row in rows],
         "license": [row.license for row in rows],
     }
     return pa.table(columns, schema=SCHEMA)
+
+
+def _concept(row: RawRow) -> str:
+    # Stripped: "cat" and "cat " on two sides of the split would leak the one into the other.
+    return row.concept.strip() or str(row.text).strip()
 
 
 def _parquet(table: pa.Table, row_group_rows: int) -> bytes:

@@ -12,9 +12,13 @@ class CorpusConfig(Config):
 
     source: AnySource = Field(default_factory=DemoSource, description="where the pairs come from")
     seed: int = Field(0, ge=0, description="decides the split and the order of the rows")
-    test_fraction: float = Field(0.1, ge=0, lt=1, description="share of concepts kept as zero_shot (sources without splits)")
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of concepts kept as zero_shot (sources without splits)"
+    )
     val_fraction: float = Field(0.03, ge=0, lt=1, description="share of concepts kept as val (sources without splits)")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the build fails if more rows than this are set aside")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="the build fails if more rows than this are set aside"
+    )
     max_text_chars: int = Field(2000, ge=1, description="longer texts are set aside")
     image_limits: ImageLimits = ImageLimits()
     row_group_rows: int = Field(64, ge=1, description="rows per Parquet row group: the grain of shuffling")

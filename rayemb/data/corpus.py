@@ -53,8 +53,10 @@ class Corpus:
         uri = storage.normalise(uri)
         try:
             manifest = storage.read_json(storage.join(uri, MANIFEST))
-        except storage.StorageError as error:
+        except storage.MissingError as error:
             raise CorpusError(f"no {MANIFEST}: no corpus here", where=uri, fix="run `rayemb data build`") from error
+        except storage.StorageError as error:
+            raise CorpusError(f"{MANIFEST}: {error.what}", where=uri) from error
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise CorpusError(f"{MANIFEST} is not of format {FORMAT}", where=uri, fix="build the corpus again")
         return cls(uri, manifest)

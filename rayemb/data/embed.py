@@ -45,12 +45,14 @@ def embed_corpus(
     existing = _existing(table_uri, str(model.digest), source)
     if existing:
         return existing
+    require_cpus(config.workers * config.cpus_per_worker + 1, "embedding (encoders and their data)")
     schema = embeddings_schema(PAYLOAD, model.dim, str(model.digest), images=config.keep_images)
     schema = schema.with_metadata({**schema.metadata, SOURCE_KEY: source})
+    options = storage.lance_options(table_uri)
 
     def write(batch: pa.Table) -> dict[str, list[Any]]:
         table = pa.table({name: _column(batch, schema.field(name)) for name in schema.names}, schema=schema)
-        written = write_fragments(table, table_uri, schema=schema, mode="overwrite")
+        written = write_fragments(table, table_uri, schema=schema, mode="overwrite", storage_options=options)
         return {"rows": [len(table)], "fragments": [json.dumps([f.to_json() for f in written])]}
 
     keep = [ID, *(field.name for field in PAYLOAD), *([IMAGE] if config.keep_images else [])]
@@ -65,7 +67,7 @@ def embed_corpus(
             progress(done, total, f"{done:,} vectors")
     if done != total:
         raise EmbeddingsError(f"{done} of {total} rows were embedded", where=table_uri, fix="run it again")
-    lance.LanceDataset.commit(table_uri, lance.LanceOperation.Overwrite(schema, written))
+    lance.LanceDataset.commit(table_uri, lance.LanceOperation.Overwrite(schema, written), storage_options=options)
     return EmbeddingsTable.open(table_uri)
 
 

@@ -45,7 +45,7 @@ class EmbeddingsTable:
         """The table at `uri`, at `version` or at its newest. Raises EmbeddingsError if there is none."""
         uri = storage.normalise(uri)
         try:
-            dataset = lance.dataset(uri, version=version)
+            dataset = lance.dataset(uri, version=version, storage_options=storage.lance_options(uri))
         except (ValueError, OSError) as error:
             what = "no such embeddings table" if version is None else f"no version {version} of this embeddings table"
             raise EmbeddingsError(what, where=uri, fix="run `rayemb embed` first") from error
@@ -66,9 +66,9 @@ class EmbeddingsTable:
 
     def vectors(self, start: int, stop: int) -> NDArray[np.float32]:
         """Vectors `(stop - start, dim)` float32 of rows `start .. stop-1`."""
-        return self.columns(start, stop, [VECTOR]).column(VECTOR).combine_chunks().flatten().to_numpy().reshape(
-            -1, self.dim
-        )
+        column = self.columns(start, stop, [VECTOR]).column(VECTOR).combine_chunks()
+        vectors: NDArray[np.float32] = column.flatten().to_numpy().reshape(-1, self.dim)
+        return vectors
 
     def columns(self, start: int, stop: int, names: Sequence[str]) -> pa.Table:
         """The named columns of rows `start .. stop-1`; reads that range only."""

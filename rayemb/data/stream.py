@@ -66,11 +66,12 @@ class Decoder:
     seed: int
     start: int
     stop: int
+    main_caption: float
     limits: ImageLimits
 
     def __call__(self, unit: Unit) -> dict[str, Any]:
         """`pixels` (n, 3, S, S) uint8, `tokens` (n, L) int64, `group` (n,) int64, `position` (n,) int64."""
-        columns = ("image", "texts", "concept")
+        columns = ("image", "text", "texts", "concept")
         table = pa.concat_tables([read_row_group(group, columns) for group in unit.groups])
         rng = np.random.default_rng([self.seed, unit.epoch, unit.number])
         order, draws = rng.permutation(unit.rows), rng.random(unit.rows)
@@ -78,7 +79,7 @@ class Decoder:
         wanted = (positions >= self.start) & (positions < self.stop)
         rows = table.take(pa.array(order[wanted])).to_pylist()
         # One caption of each image, drawn anew each epoch.
-        texts = [r["texts"][int(u * len(r["texts"]))] for r, u in zip(rows, draws[wanted], strict=True)]
+        texts = [_caption(row, draw, self.main_caption) for row, draw in zip(rows, draws[wanted], strict=True)]
         return {
             "pixels": np.stack([image_tensor(decode_image(r["image"], self.limits), self.image_size) for r in rows]),
             "tokens": self.tokenizer(texts, pad_to=self.tokenizer.max_length),
@@ -98,15 +99,17 @@ def train_stream(
     stop: int,
     block_rows: int,
     fraction: float = 1.0,
+    main_caption: float = 0.5,
     decode_cpus: float = 0.5,
     limits: ImageLimits | None = None,
 ) -> ray.data.Dataset:
     """Rows `start .. stop-1` of the stream as a lazy Ray dataset, in order, in blocks of `block_rows`.
 
     With `block_rows` = the rows of one rank in one step, the blocks that Ray Train deals out to W ranks make up
-    the global batches in order, whatever W is. `fraction` < 1 keeps only that share of the row groups.
+    the global batches in order, whatever W is. `fraction` < 1 keeps only that share of the row groups;
+    `main_caption` is the probability that an image comes with its `text` rather than with any of its `texts`.
     """
-    decoder = Decoder(tokenizer, image_size, seed, start, stop, limits or ImageLimits())
+    decoder = Decoder(tokenizer, image_size, seed, start, stop, main_caption, limits or ImageLimits())
     groups = corpus.row_groups(split)
     units = list(plan(groups[: max(1, round(len(groups) * fraction))], seed=seed, start=start, stop=stop))
 
@@ -116,7 +119,15 @@ def train_stream(
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
+    dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=max(1, len(units)))
+    # Strict: otherwise the rest of every unit is a short block, and two ranks' batches drift apart after the first.
     return dataset.map_batches(read, batch_size=1, num_cpus=decode_cpus).repartition(
-        target_num_rows_per_block=block_rows
+        target_num_rows_per_block=block_rows, strict=True
     )
+
+
+def _caption(row: dict[str, Any], draw: float, main: float) -> str:
+    """The main caption for a `draw` in [0, main), else one of all captions, each equally likely."""
+    if draw < main or not row["texts"]:
+        return str(row["text"])
+    return str(row["texts"][int((draw - main) / (1 - main) * len(row["texts"]))])

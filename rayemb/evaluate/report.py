@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pydantic import AwareDatetime, Field, model_validator
 
 from rayemb import storage
@@ -132,13 +133,20 @@ class Corpus(Config):
 class Report(Config):
     """Everything a report says. Non-finite numbers are refused: they have no place in JSON."""
 
-    format: Literal[1] = 1 title: str created: AwareDatetime model_digest: str corpus: Corpus facts:
-    dict[str, str | int | float] = Field(default_factory=dict, description="further lines for the header")
-    config: str = Field("", description="the resolved config as YAML") training: tuple[TrainingPoint, ...] =
-    () confidence: float = Field(0.95, gt=0, lt=1, description="nominal coverage of the intervals") method:
-    str = Field("", description="one sentence: how intervals and chance were computed") results:
-    tuple[SplitResult, ...] = () examples: tuple[Example, ...] = () examples_note: str = Field("",
-    description="one sentence: how the examples were chosen") notes: tuple[str, ...] = ()
+    format: Literal[1] = 1
+    title: str
+    created: AwareDatetime
+    model_digest: str
+    corpus: Corpus
+    facts: dict[str, str | int | float] = Field(default_factory=dict, description="further lines on its origin")
+    config: str = Field("", description="the resolved config as YAML")
+    training: tuple[TrainingPoint, ...] = ()
+    confidence: float = Field(0.95, gt=0, lt=1, description="nominal coverage of the intervals")
+    method: str = Field("", description="one sentence: how intervals and chance were computed")
+    results: tuple[SplitResult, ...] = ()
+    examples: tuple[Example, ...] = ()
+    examples_note: str = Field("", description="one sentence: how the examples were chosen")
+    notes: tuple[str, ...] = ()
 
 
 # -- writing -------------------------------------------------------------------------------------------------
@@ -170,6 +178,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(figure=_figure, signed=_signed, picture=_picture)
+    environment.globals.update(figure=_figure, signed=_signed)
     points = report.training
     shown = np.unique(np.linspace(0, len(points) - 1, min(len(points), 20)).round().astype(int))
     return environment.get_template("report.html").render(
@@ -183,7 +192,7 @@ def render(report: Report) -> str:
 
 
 def _figure(value: float) -> str:
-    """Three decimals; two significant digits where that would hide the figure (chance is often below 0.001)."""
+    """Three decimals; below 0.01 two significant digits, since chance is often less than 0.001."""
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
 
 
@@ -192,7 +201,7 @@ def _signed(value: float) -> str:
 
 
 def _picture(data: bytes) -> str:
-    """A small copy as a data URI: bounded in size, in a format every browser reads, without the file's metadata."""
+    """A small copy as a data URI: bounded size, a format every browser reads, none of the file's metadata."""
     image = decode_image(data)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
@@ -200,12 +209,12 @@ def _picture(data: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-# -- plots ---------------------------------------------------------------------------------------------------
+# -- plots --------------------------------------------------------------------------------------------------
 
 # Stand-ins that matplotlib writes into the SVG, and the page's own colours that replace them.
 _INK, _MUTED, _GRID, _BACK = "#010101", "#020202", "#030303", "#040404"
 _SYSTEMS = ("#050501", "#050502", "#050503", "#050504")
-_HATCHES = ("", "////", "....", "xxxx")
+_HATCHES = ("", "////", "----", "\\\\\\\\")
 _COLOURS = {_INK: "ink", _MUTED: "muted", _GRID: "line", _BACK: "card"} | {
     stand_in: f"system-{number}" for number, stand_in in enumerate(_SYSTEMS)
 }
@@ -217,7 +226,7 @@ def _css(number: int) -> str:
 
 def _split_plot(result: SplitResult, number: int) -> Markup:
     """Bars of every metric and system with their intervals, one panel a direction."""
-    figure = Figure(figsize=(9.6, 3.1), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.1), layout=ConstrainedLayoutEngine(wspace=0.06))
     panels = figure.subplots(1, len(result.directions), sharey=True, squeeze=False)[0]
     top = 0.0
     for axes, part in zip(panels, result.directions, strict=True):
@@ -227,8 +236,8 @@ def _split_plot(result: SplitResult, number: int) -> Markup:
             at = np.arange(len(part.columns)) + (row - (len(part.systems) - 1) / 2) * width
             values = [system.metrics[name].value for name in part.columns]
             look = row % len(_SYSTEMS)
-            axes.bar(at, values, width * 0.9, color=_SYSTEMS[look], hatch=_HATCHES[look], edgecolor=_BACK,
-            lw=0) for x, name in zip(at, part.columns, strict=True):
+            axes.bar(at, values, width * 0.9, color=_SYSTEMS[look], hatch=_HATCHES[look], edgecolor=_BACK, lw=0)
+            for x, name in zip(at, part.columns, strict=True):
                 estimate = system.metrics[name]
                 if estimate.low is not None:
                     axes.vlines(x, estimate.low, estimate.high, color=_INK, lw=1.2)
@@ -260,16 +269,16 @@ def _training_plot(points: Sequence[TrainingPoint]) -> Markup:
     steps = np.array([point.step for point in points])
     losses = np.array([point.loss for point in points])
     warm = [(point.step, point.temperature) for point in points if point.temperature is not None]
-    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+    figure = Figure(figsize=(9.6, 2.9), layout=ConstrainedLayoutEngine(wspace=0.06))
     panels = figure.subplots(1, 2 if warm else 1, width_ratios=[2, 1] if warm else [1], squeeze=False)[0]
     _style(panels[0], "loss")
     marker = "o" if len(points) == 1 else ""
     window = len(points) // 40
     if window > 1:
-        panels[0].plot(steps, losses, color=_SYSTEMS[0], lw=0.7, alpha=0.35) smooth = np.convolve(losses,
-        np.ones(window) / window, mode="valid") panels[0].plot(steps[window - 1 :], smooth,
-        color=_SYSTEMS[0], lw=1.8) panels[0].set_title(f"bold: mean of the last {window} records",
-        loc="right", fontsize=7.5, color=_MUTED)
+        panels[0].plot(steps, losses, color=_SYSTEMS[0], lw=0.7, alpha=0.35)
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        panels[0].plot(steps[window - 1 :], smooth, color=_SYSTEMS[0], lw=1.8)
+        panels[0].set_title(f"bold: mean of the last {window} records", loc="right", fontsize=7.5, color=_MUTED)
     else:
         panels[0].plot(steps, losses, color=_SYSTEMS[0], lw=1.8, marker=marker)
     if warm:
@@ -306,7 +315,8 @@ def _svg(figure: Figure, name: str, label: str) -> Markup:
     figure.savefig(out, format="svg", transparent=True)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(r"\s+", " ", svg)
     svg = re.sub(r"""<svg[^>]*viewBox="([^"]+)"[^>]*>""", r'<svg viewBox="\1">', svg, count=1)
     # matplotlib's ids are random, and every figure has its own `axes_1`.
     ids = {old: f"{name}-{number}" for number, old in enumerate(re.findall(r'\bid="([^"]+)"', svg))}

@@ -79,9 +79,7 @@ def build_index(
     started = time.monotonic()
     say = progress or logger.info
     if not ray.is_initialized():
-        raise IndexArtefactError(
-            "not connected to Ray", where="index", fix="call inside `rayemb.cluster.connect()`"
-        )
+        raise IndexArtefactError("not connected to Ray", where="index", fix="call inside `rayemb.cluster.connect()`")
     embeddings = EmbeddingsTable.open(embeddings_uri)
     _check(embeddings, config, model_digest)
     require_cpus(1, "building an index")
@@ -129,9 +127,7 @@ def _run(
         say(f"{result.file.rsplit('/', 1)[-1]}: {result.rows:,} rows, {result.bytes / 1e6:.1f} MB")
 
     tasks = [
-        ray.remote(_build_shard).remote(
-            trained, *source, index_uri, f"{folder}/shard-{i:05d}.faiss", start, stop
-        )
+        ray.remote(_build_shard).remote(trained, *source, index_uri, f"{folder}/shard-{i:05d}.faiss", start, stop)
         for i, (start, stop) in enumerate(pairwise(bounds))
     ]
     shards: list[ShardFile] = _gather(tasks, written, say, "writing shards")
@@ -165,9 +161,7 @@ def _check(embeddings: EmbeddingsTable, config: IndexConfig, model_digest: str |
             fix="embed the corpus with this model first",
         )
     if embeddings.rows == 0:
-        raise IndexArtefactError(
-            "the embeddings table has no rows", where=embeddings.uri, fix="embed a corpus first"
-        )
+        raise IndexArtefactError("the embeddings table has no rows", where=embeddings.uri, fix="embed a corpus first")
     if config.shards > embeddings.rows:
         raise IndexArtefactError(
             f"{config.shards} shards of {embeddings.rows} rows",
@@ -268,9 +262,7 @@ def _build_shard(
 
 
 def _recall(index_uri: str, manifest: Manifest, config: IndexConfig) -> Recall:
-    return measure_recall(
-        index_uri, manifest, k=config.recall_k, queries=config.recall_queries, seed=config.seed
-    )
+    return measure_recall(index_uri, manifest, k=config.recall_k, queries=config.recall_queries, seed=config.seed)
 
 
 def _check_finite(vectors: NDArray[np.float32], offsets: NDArray[np.int64], uri: str) -> None:
@@ -332,9 +324,7 @@ def _clean(index_uri: str, keep: str, outdated: set[str]) -> None:
     """Removes the files that the last manifest named, and those of builds that died long ago."""
     prefix = storage.normalise(index_uri) + "/"
     now = datetime.now(UTC)
-    for folder in {
-        uri.removeprefix(prefix).split("/")[0] for uri in storage.list_files(index_uri, ".faiss")
-    } - {keep}:
+    for folder in {uri.removeprefix(prefix).split("/")[0] for uri in storage.list_files(index_uri, ".faiss")} - {keep}:
         stamp = _FOLDER.match(folder)
         if stamp is None:
             continue  # not ours

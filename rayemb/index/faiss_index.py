@@ -122,9 +122,7 @@ class KeySelector:
         """The selector over keys `start .. start+R-1`."""
         # Bits of keys below `start` are never read; the pages of zeros they lie in are never materialised.
         first = self._start // 8
-        bits = np.packbits(
-            np.concatenate([np.zeros(self._start % 8, np.bool_), self._mask_R]), bitorder="little"
-        )
+        bits = np.packbits(np.concatenate([np.zeros(self._start % 8, np.bool_), self._mask_R]), bitorder="little")
         bitmap = np.zeros(first + len(bits), np.uint8)
         bitmap[first:] = bits
         return faiss.IDSelectorBitmap(bitmap)
@@ -160,9 +158,7 @@ class FaissShard:
         if selector is None:
             return self._run(self.index, x_ND, k, self._parameters(self._inner, None, self.nprobe))
         if self.filter_by == "storage":
-            scores, positions = self._run(
-                self._storage, x_ND, k, faiss.SearchParameters(sel=selector.by_position())
-            )
+            scores, positions = self._run(self._storage, x_ND, k, faiss.SearchParameters(sel=selector.by_position()))
             return scores, np.where(positions >= 0, positions + self.start, -1)
         parameters = self._parameters(self._inner, selector.by_key(), self._every_list)
         return self._run(self.index, x_ND, k, parameters)
@@ -177,9 +173,7 @@ class FaissShard:
         # Asked rather than listed: which types take a selector changes between FAISS releases.
         nobody = faiss.IDSelectorBitmap(np.zeros(1, np.uint8))
         try:
-            self.index.search(
-                np.zeros((1, self.dim), np.float32), 1, params=self._parameters(self._inner, nobody, 1)
-            )
+            self.index.search(np.zeros((1, self.dim), np.float32), 1, params=self._parameters(self._inner, nobody, 1))
         except RuntimeError:
             return "none"
         return "selector"
@@ -199,9 +193,7 @@ class FaissShard:
         if isinstance(index, faiss.IndexRefine):
             base = self._parameters(faiss.downcast_index(index.base_index), selector, nprobe)
             factor = index.k_factor
-            return (
-                faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base) if base else None
-            )
+            return faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base) if base else None
         return faiss.SearchParameters(**chosen) if chosen else None
 
     @staticmethod

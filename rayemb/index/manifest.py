@@ -77,9 +77,7 @@ class Manifest(_Part):
         expected = 0
         for shard in self.shards:
             if shard.start != expected or shard.stop - shard.start != shard.rows:
-                raise ValueError(
-                    f"{shard.file} does not begin at row {expected} or does not hold what it says"
-                )
+                raise ValueError(f"{shard.file} does not begin at row {expected} or does not hold what it says")
             expected = shard.stop
         if expected != self.embeddings.rows:
             raise ValueError(f"the shards hold {expected} rows and the embeddings {self.embeddings.rows}")
@@ -100,9 +98,7 @@ class Manifest(_Part):
         try:
             document = json.loads(data)
         except ValueError as error:
-            raise IndexArtefactError(
-                "the manifest is not JSON", where=where, fix="build the index again"
-            ) from error
+            raise IndexArtefactError("the manifest is not JSON", where=where, fix="build the index again") from error
         found = document.get("format") if isinstance(document, dict) else None
         if found != FORMAT:
             raise IndexArtefactError(
@@ -129,9 +125,7 @@ def load_manifest(index_uri: str) -> Manifest:
     """The manifest of the index at `index_uri`. Raises IndexArtefactError if it cannot be read."""
     uri = storage.join(index_uri, MANIFEST)
     if not storage.exists(uri):
-        raise IndexArtefactError(
-            f"no {MANIFEST}: there is no index here", where=index_uri, fix="run `rayemb index`"
-        )
+        raise IndexArtefactError(f"no {MANIFEST}: there is no index here", where=index_uri, fix="run `rayemb index`")
     return Manifest.from_bytes(storage.read_bytes(uri), uri)
 
 

@@ -80,9 +80,7 @@ class Payload:
 
 def id_hashes(batches: Iterator[pa.Array]) -> NDArray[np.int64]:
     """64-bit hashes of the ids in `batches`, comparable within this process only."""
-    parts = [
-        np.fromiter((hash(each) for each in batch.to_pylist()), np.int64, len(batch)) for batch in batches
-    ]
+    parts = [np.fromiter((hash(each) for each in batch.to_pylist()), np.int64, len(batch)) for batch in batches]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
@@ -108,9 +106,7 @@ def _equal(array: pa.Array, name: str, value: object) -> NDArray[np.bool_]:
         if not isinstance(value, str):
             raise _wrong_type(name, "a text", value)
         code = pc.index(array.dictionary, pa.scalar(value, kind.value_type)).as_py()
-        return (
-            _as_mask(pc.equal(array.indices, pa.scalar(code, array.indices.type))) if code >= 0 else nothing
-        )
+        return _as_mask(pc.equal(array.indices, pa.scalar(code, array.indices.type))) if code >= 0 else nothing
     if pa.types.is_boolean(kind):
         if not isinstance(value, bool):
             raise _wrong_type(name, "true or false", value)

@@ -70,9 +70,7 @@ class Index:
         embeddings = open_embeddings(manifest)
         with ThreadPoolExecutor(min(len(manifest.shards), 8)) as pool:
             shards = list(
-                pool.map(
-                    lambda i: Shard.open(index_uri, manifest, i, embeddings), range(len(manifest.shards))
-                )
+                pool.map(lambda i: Shard.open(index_uri, manifest, i, embeddings), range(len(manifest.shards)))
             )
         return cls(manifest, shards, embeddings)
 
@@ -116,9 +114,7 @@ class Index:
         wanted = np.asarray(keys, np.int64).reshape(-1)
         outside = wanted[(wanted < 0) | (wanted >= self.rows)]
         if len(outside):
-            raise QueryError(
-                f"there is no row {int(outside[0])}", where="keys", fix=f"keys are 0 to {self.rows - 1}"
-            )
+            raise QueryError(f"there is no row {int(outside[0])}", where="keys", fix=f"keys are 0 to {self.rows - 1}")
         owners = np.searchsorted(self._starts, wanted, side="right") - 1
         positions = wanted - self._starts[owners]
         if len(self.shards) == 1:

@@ -29,17 +29,13 @@ _EXACT_BLOCK = 32_768
 class Shard:
     """Rows `start .. stop-1` of an index; opened by `Shard.open`. Threads may share it."""
 
-    def __init__(
-        self, info: ShardFile, faiss_shard: FaissShard, embeddings: EmbeddingsTable, payload: Payload
-    ) -> None:
+    def __init__(self, info: ShardFile, faiss_shard: FaissShard, embeddings: EmbeddingsTable, payload: Payload) -> None:
         self.info, self.payload = info, payload
         self.rows, self.dim = info.rows, faiss_shard.dim
         self._faiss, self._embeddings = faiss_shard, embeddings
 
     @classmethod
-    def open(
-        cls, index_uri: str, manifest: Manifest, i: int, embeddings: EmbeddingsTable | None = None
-    ) -> "Shard":
+    def open(cls, index_uri: str, manifest: Manifest, i: int, embeddings: EmbeddingsTable | None = None) -> "Shard":
         """Shard `i` of the index at `index_uri`, after its checksum has been verified.
 
         `embeddings` saves opening the table again; default: the manifest's table at the manifest's version.
@@ -142,9 +138,7 @@ def verified_path(index_uri: str, info: ShardFile) -> str:
             return path
         if path == uri or attempt:
             break
-        Path(path).unlink(
-            missing_ok=True
-        )  # a copy from remote storage: the damage may have happened on this machine
+        Path(path).unlink(missing_ok=True)  # a copy from remote storage: the damage may have happened on this machine
     raise IndexArtefactError(
         f"the checksum differs (sha256 {found[:12]}..., the manifest says {info.sha256[:12]}...)",
         where=uri,
@@ -204,9 +198,7 @@ def exact_block(
     best: tuple[NDArray[np.float32], NDArray[np.int64]],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """`best` `(N, k)` improved by the rows of `block_RD`, scored by inner product."""
-    scores, at = faiss.knn(
-        x_ND, np.ascontiguousarray(block_RD), min(k, len(block_RD)), faiss.METRIC_INNER_PRODUCT
-    )
+    scores, at = faiss.knn(x_ND, np.ascontiguousarray(block_RD), min(k, len(block_RD)), faiss.METRIC_INNER_PRODUCT)
     return merge([best[0], scores], [best[1], np.where(at >= 0, keys_R[at], -1)], k)
 
 

@@ -65,9 +65,7 @@ def verify_index(index_uri: str, config: IndexConfig | None = None) -> VerifyRep
             problems.append(str(error))
     recall = None
     if not problems and config.recall_queries:
-        recall = measure_recall(
-            index_uri, manifest, k=config.recall_k, queries=config.recall_queries, seed=config.seed
-        )
+        recall = measure_recall(index_uri, manifest, k=config.recall_k, queries=config.recall_queries, seed=config.seed)
         if recall.recall < config.min_recall:
             problems.append(
                 f"recall@{recall.k} is {recall.recall:.3f} over {recall.queries} queries, below "

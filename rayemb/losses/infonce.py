@@ -1,10 +1,10 @@
 """InfoNCE (van den Oord et al., 2018; symmetric as in CLIP, Radford et al., 2021) with several positives."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rayemb.config import Config
@@ -22,6 +22,12 @@ class InfoNCEConfig(Config):
     duplicates: Duplicates = Field(
         "positive", description="what a candidate with the anchor's label is: positive, ignore or negative"
     )
+
+    @model_validator(mode="after")
+    def _above_floor(self) -> "InfoNCEConfig":
+        if self.learnable_temperature and self.temperature < self.min_temperature:
+            raise ValueError(f"temperature ({self.temperature}) is below min_temperature ({self.min_temperature})")
+        return self
 
 
 class InfoNCE(nn.Module):
@@ -41,19 +47,39 @@ class InfoNCE(nn.Module):
     @property
     def temperature(self) -> float:
         """The current temperature."""
-        return 1.0 / float(self._scale())
+        return 1.0 / float(self._scale().detach())
 
     def forward(self, anchors_BD: Tensor, candidates_MD: Tensor, pairs: Pairs) -> Tensor:
         """Losses `(B,)` of unit vectors `(B, D)` against unit vectors `(M, D)`, in fp32 or better."""
-        if anchors_BD.element_size() < 4:
+        if anchors_BD.element_size() < 4 or candidates_MD.element_size() < 4:
             anchors_BD, candidates_MD = anchors_BD.float(), candidates_MD.float()
-        s_BM = anchors_BD @ candidates_MD.T
+        with torch.autocast(anchors_BD.device.type, enabled=False):  # autocast would compute the cosines in bf16
+            s_BM = anchors_BD @ candidates_MD.T
         return info_nce(s_BM, pairs, scale=self._scale().to(s_BM.dtype), margin=self.config.margin)
 
     def _scale(self) -> Tensor:
         if not self.config.learnable_temperature:
             return self.log_scale.exp()
-        return self.log_scale.clamp(max=-math.log(self.config.min_temperature)).exp()
+        ceiling = -math.log(self.config.min_temperature)
+        clamped: Tensor = _Ceiling.apply(self.log_scale, ceiling)  # type: ignore[no-untyped-call]
+        return clamped.exp()
+
+
+class _Ceiling(torch.autograd.Function):
+    """`clamp(max=ceiling)` whose gradient still flows where a descent step would lead back below the ceiling.
+
+    The gradient of a plain clamp is zero above it: a temperature that once crossed its floor would stay there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ceiling: float) -> Tensor:
+        ctx.save_for_backward(x > ceiling)
+        return x.clamp(max=ceiling)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (above,) = ctx.saved_tensors
+        return grads[0].masked_fill(above & (grads[0] < 0), 0.0), None
 
 
 def info_nce(s_BM: Tensor, pairs: Pairs, *, scale: Tensor | float, margin: float = 0.0) -> Tensor:

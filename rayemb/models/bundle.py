@@ -125,7 +125,9 @@ class Model:
             try:
                 files[name] = storage.read_bytes(storage.join(uri, name))
             except storage.StorageError as error:
-                raise ModelError(f"{name} is missing", where=uri, fix="train or copy the model again") from error
+                raise ModelError(
+                    f"{name} is missing or unreadable: {error.what}", where=uri, fix="train or copy the model again"
+                ) from error
             if storage.sha256_bytes(files[name]) != expected:
                 raise ModelError(f"the checksum of {name} differs", where=uri, fix="train or copy the model again")
         try:
@@ -149,8 +151,10 @@ def _manifest(uri: str) -> tuple[bytes, dict[str, Any]]:
     try:
         text = storage.read_bytes(storage.join(uri, MANIFEST))
         manifest = json.loads(text)
-    except storage.StorageError as error:
+    except storage.MissingError as error:
         raise ModelError(f"no {MANIFEST}: there is no model here", where=uri, fix="run `rayemb train` first") from error
+    except storage.StorageError as error:
+        raise ModelError(f"{MANIFEST}: {error.what}", where=uri) from error
     except ValueError as error:
         raise ModelError(f"{MANIFEST} is not JSON", where=uri) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "files" not in manifest:
@@ -163,7 +167,7 @@ def _card(manifest: dict[str, Any], digest: str) -> str:
     return (
         "# A rayemb two-tower model\n\n"
         f"Digest `{digest}`. Images and texts become unit vectors of {manifest['dim']} dimensions; compare them by "
-        "inner product.\n\n```python\nfrom rayemb.models import Model\n\nmodel = Model.load(\"path/to/this/folder\")\n"
+        'inner product.\n\n```python\nfrom rayemb.models import Model\n\nmodel = Model.load("path/to/this/folder")\n'
         'model.embed_texts(["red heart"])       # (1, D) float32\n```\n\n'
         f"```json\n{info}\n```\n"
     )

@@ -5,12 +5,14 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import Field
 
 from rayemb.config import Config
 from rayemb.errors import RayembError
 
+# Only decoders that take untrusted bytes: Pillow would hand PostScript to Ghostscript, and knows forty formats more.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 _MODES_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
@@ -37,7 +39,7 @@ class ImageLimits(Config):
 
 
 def decode_image(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
-    """The first frame of an encoded image as upright 8-bit RGB.
+    """The first frame of an encoded image (one of `FORMATS`) as upright 8-bit RGB.
 
     EXIF orientation is applied; transparency is laid on white; palettes, CMYK and greyscale become RGB;
     16-bit samples are scaled to 8 (Pillow's own conversion saturates them).
@@ -52,11 +54,11 @@ def decode_image(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns at 89 MP and raises at 179 MP; our own limit below is the one that counts.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(str(error), reason="too_large") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ImageError("not an image that Pillow can read", reason="unreadable") from error
+    except Exception as error:  # mostly UnidentifiedImageError; the AVIF plugin raises RuntimeError
+        raise ImageError("not an image that can be read", fix=f"use {', '.join(FORMATS)}") from error
     if image.width * image.height > limits.max_pixels:
         raise ImageError(
             f"the image has {image.width} x {image.height} pixels, over {limits.max_pixels:,}", reason="too_large"
@@ -83,5 +85,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def image_tensor(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """The picture fitted into a white square, `(3, size, size)` uint8; its aspect ratio is kept."""
     if image.size != (size, size):
-        image = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color="white")
+        # Not ImageOps.pad: it rounds the short side of a thin picture to 0, which is blank, and an exception
+        # in older versions of Pillow.
+        longest = max(image.size)
+        inner = (max(1, round(image.width / longest * size)), max(1, round(image.height / longest * size)))
+        square = Image.new("RGB", (size, size), "white")
+        square.paste(
+            image.resize(inner, Image.Resampling.BICUBIC), (round((size - inner[0]) / 2), round((size - inner[1]) / 2))
+        )
+        image = square
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

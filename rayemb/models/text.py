@@ -45,7 +45,8 @@ class _Block(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11L)
         x_BLE = x_BLE + self.dropout(self.out(attended.transpose(1, 2).reshape(B, L, E)))
         hidden = F.gelu(self.up(self.norm_mlp(x_BLE)))
-        return x_BLE + self.dropout(self.down(hidden))
+        out: Tensor = x_BLE + self.dropout(self.down(hidden))
+        return out
 
 
 class TextTransformer(nn.Module):

@@ -29,6 +29,8 @@ class TextTokenizer:
         self.max_length = max_length
         tokenizer.enable_truncation(max_length)
         tokenizer.no_padding()
+        # A text that says "[PAD]" is text: else any caption or query could write control tokens.
+        tokenizer.encode_special_tokens = True
 
     @classmethod
     def train(cls, texts: Iterable[str], config: TokenizerConfig) -> "TextTokenizer":

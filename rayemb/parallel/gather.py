@@ -43,7 +43,11 @@ def gather_rows(local: Tensor) -> GatheredRows:
     sizes = [torch.zeros(1, dtype=torch.int64, device=local.device) for _ in range(world)]
     dist.all_gather(sizes, torch.tensor([local.shape[0]], dtype=torch.int64, device=local.device))
     counts = [int(size) for size in sizes]
-    rows = _Gather.apply(local, counts, rank) if local.is_floating_point() else _gather(local, counts)
+    rows: Tensor = (
+        _Gather.apply(local, counts, rank)  # type: ignore[no-untyped-call]
+        if local.is_floating_point()
+        else _gather(local, counts)
+    )
     return GatheredRows(rows, sum(counts[:rank]), counts[rank], world)
 
 

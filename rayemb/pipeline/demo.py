@@ -45,15 +45,17 @@ def run_demo(config: RunConfig, *, keep: bool = False, display: Display | None =
             server = start(config.uri("model"), config.uri("index"), config.serve)
         try:
             figures["search"] = _ask(server, config, display)
-            seconds = time.monotonic() - started
-            _last_line(figures, config, seconds, display)
             if keep:
+                _last_line(figures, config, time.monotonic() - started, display)
                 display.result(f"serving at {server.url} until Ctrl-C")
                 _wait()
         finally:
             server.stop()
     finally:
         context.__exit__(None, None, None)
+    seconds = time.monotonic() - started
+    if not keep:
+        _last_line(figures, config, seconds, display)
     return DemoResult(seconds, figures)
 
 
@@ -123,5 +125,3 @@ def _wait() -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         return
-
-

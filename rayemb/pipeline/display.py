@@ -1,5 +1,6 @@
 """Progress and results on the terminal; plain lines where the output is a file or a job's log."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ class Display:
     """Shows one stage at a time."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        # A file or a job's log has no width of its own; 80 columns would cut ids in tables.
+        width = None if sys.stdout.isatty() else 120
+        self.console = console or Console(highlight=False, soft_wrap=True, width=width)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Callable[[int, int, str], None]]:

@@ -82,12 +82,13 @@ def index_stage(config: RunConfig, progress: Progress) -> Outcome:
 def verify_stage(config: RunConfig, progress: Progress) -> Outcome:
     """Index → the same index, checked: checksums, rows, model, recall against exact search."""
     uri = config.uri("index")
-    report = verify_index(uri, config.index)
+    report = verify_index(uri, config.index).require_ok()
     progress(2, 2, "verified")
     recall = report.recall
     measured = f"recall@{recall.k} {recall.recall:.3f} against exact search" if recall else "recall not measured"
     summary = f"{report.rows:,} rows in {report.shards} shards, {measured}"
-    return Outcome(uri, summary, report.model_dump(mode="json"))
+    figures = {"version": report.version, "rows": report.rows, "shards": report.shards}
+    return Outcome(uri, summary, figures | ({"recall": recall.model_dump()} if recall else {}))
 
 
 def tune_stage(config: RunConfig, progress: Progress) -> Outcome:

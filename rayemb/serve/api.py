@@ -41,9 +41,7 @@ class EmbeddingsRequest(_Strict):
     """Texts to embed, in OpenAI's schema."""
 
     input: str | list[str] = Field(description="one text, or several; token arrays are not taken")
-    model: str = Field(
-        "rayemb", description='"rayemb", or the digest (whole, or its first 12 characters or more)'
-    )
+    model: str = Field("rayemb", description='"rayemb", or the digest (whole, or its first 12 characters or more)')
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="float: lists of numbers; base64: little-endian float32"
     )
@@ -57,9 +55,7 @@ class Hit(BaseModel):
     id: str = Field(description="the item's id in the embeddings table")
     score: float = Field(description="inner product of unit vectors, -1 to 1; larger is closer")
     payload: dict[str, Any] = Field(description="the item's payload columns")
-    image_url: str | None = Field(
-        None, description="where the item's picture is, if the table keeps pictures"
-    )
+    image_url: str | None = Field(None, description="where the item's picture is, if the table keeps pictures")
 
 
 class Timings(BaseModel):
@@ -67,9 +63,7 @@ class Timings(BaseModel):
 
     embed: float = Field(description="query to vector")
     search: float = Field(description="vector to hits: all shards, the merge, the payloads")
-    total: float = Field(
-        description="the whole request inside the gateway, waiting for a free place included"
-    )
+    total: float = Field(description="the whole request inside the gateway, waiting for a free place included")
 
 
 class SearchResponse(BaseModel):
@@ -78,9 +72,7 @@ class SearchResponse(BaseModel):
     hits: list[Hit] = Field(description="best first; fewer than k if the index or the filter has fewer")
     index_version: str = Field(description="version of the index that answered")
     model_digest: str = Field(description="digest of the model that embedded the query")
-    partial: bool = Field(
-        description="true if some shards did not answer: their items are missing from the hits"
-    )
+    partial: bool = Field(description="true if some shards did not answer: their items are missing from the hits")
     missing_shards: list[str] = Field(description="the shards that did not answer")
     timings_ms: Timings
     request_id: str = Field(description="names this request in the server's log")

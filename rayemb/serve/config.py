@@ -16,15 +16,13 @@ _JSON_BYTES_PER_CHAR = 12
 class ServeConfig(Config):
     """Where the service listens, how it is laid out on the cluster, and what it takes from a client."""
 
-    host: str = Field(
-        "127.0.0.1", description="address that the HTTP proxy listens on; 0.0.0.0 for every interface"
-    )
+    host: str = Field("127.0.0.1", description="address that the HTTP proxy listens on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 picks a free one")
     topology: Literal["together", "spread"] = Field(
         "together",
-        description="together: model and all shards in each gateway replica (fastest where they fit in "
-        "one process: a hop between deployments costs 3 to 5 ms of CPU); spread: one embedder, one deployment per "
-        "shard",
+        description="together: model and all shards in each gateway replica (fastest where they fit in one "
+        "process: a hop between deployments costs 3 to 5 ms of CPU); "
+        "spread: an embedder, and one deployment per shard",
     )
     replicas: int = Field(1, ge=1, description="replicas of each deployment")
     num_cpus: float = Field(
@@ -38,12 +36,7 @@ class ServeConfig(Config):
     image: ImageLimits = Field(
         ImageLimits(max_bytes=5_000_000, max_pixels=25_000_000), description="what an uploaded image may be"
     )
-    max_batch: int = Field(
-        64, ge=1, description="most texts of one embeddings request, most queries embedded at once"
-    )
-    batch_wait_s: float = Field(
-        0.002, ge=0, description="spread: how long the embedder waits for more queries, in s"
-    )
+    max_batch: int = Field(64, ge=1, description="most texts of one embeddings request, most queries embedded at once")
     deadline_s: float = Field(
         2.0,
         gt=0,
@@ -51,12 +44,8 @@ class ServeConfig(Config):
         "is left out and named in `missing_shards`",
     )
     request_timeout_s: float = Field(30.0, gt=0, description="time that a whole request has, in s")
-    start_deadline_s: float = Field(
-        120.0, gt=0, description="time that the deployments have to come up, in s"
-    )
-    max_ongoing_requests: int = Field(
-        32, ge=1, description="requests that one gateway replica works on at once"
-    )
+    start_deadline_s: float = Field(120.0, gt=0, description="time that the deployments have to come up, in s")
+    max_ongoing_requests: int = Field(32, ge=1, description="requests that one gateway replica works on at once")
     max_queued_requests: int = Field(
         128,
         ge=0,

@@ -9,13 +9,12 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -70,44 +69,25 @@ class Embedder:
         use_threads(config.threads)
         model = Model.load(model_uri)
         if model.digest != digest:
-            raise ServeError(
-                "the model has changed since it was deployed", where=model_uri, fix="deploy again"
-            )
-        self._encoder = Encoder(model, config.image)
-        self._pool = ThreadPoolExecutor(4, "rayemb-embedder", use_threads, (config.threads,))
-        for batched in (self._text, self._pixels):
-            batched.set_max_batch_size(config.max_batch)
-            batched.set_batch_wait_timeout_s(config.batch_wait_s)
+            raise ServeError("the model has changed since it was deployed", where=model_uri, fix="deploy again")
+        pool = ThreadPoolExecutor(4, "rayemb-embedder", use_threads, (config.threads,))
+        self._encoder = Encoder(model, config, pool)
 
     async def texts(self, texts: list[str]) -> tuple[Vectors, int]:
         """Unit vectors `(n, D)` and the number of tokens read."""
-        results: list[tuple[Vectors, int]] = await asyncio.gather(*(self._text(text) for text in texts))
-        return np.stack([vector for vector, _ in results]), sum(tokens for _, tokens in results)
+        return await self._encoder.texts(texts)
 
     async def images(self, images: list[bytes]) -> Vectors | ImageError:
         """Unit vectors `(n, D)`, or what is wrong with an image."""
         try:
-            pixels = [await self._run(self._encoder.pixels, image) for image in images]
+            return await self._encoder.images(images)
         except ImageError as error:
-            # As a value: an exception would come back as Ray's own, and count against the replica.
+            # As a value: an exception would come back as Ray's own, and logged as the replica's failure.
             return error
-        return np.stack(await asyncio.gather(*(self._pixels(each) for each in pixels)))
 
     async def ping(self) -> int:
         """The process id, as a sign of life."""
         return os.getpid()
-
-    # One item in and one result out, though the bodies see lists: that is what serve.batch makes of them.
-    @serve.batch  # type: ignore[untyped-decorator]
-    async def _text(self, texts: Any) -> Any:
-        return await self._run(self._encoder.texts, texts)
-
-    @serve.batch  # type: ignore[untyped-decorator]
-    async def _pixels(self, pixels: Any) -> Any:
-        return await self._run(self._encoder.images, pixels)
-
-    async def _run(self, work: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
 
 class ShardServer:
@@ -181,9 +161,7 @@ def application(model_uri: str, index_uri: str, config: ServeConfig | None = Non
         return gateway.bind(model_uri, index_uri, config)
     behind = {"max_ongoing_requests": config.max_ongoing_requests, **_common(config)}
     embedder = (
-        serve.deployment(Embedder, name="embedder")
-        .options(**behind)
-        .bind(model_uri, manifest.model_digest, config)
+        serve.deployment(Embedder, name="embedder").options(**behind).bind(model_uri, manifest.model_digest, config)
     )
     # The manifest travels with the deployment: a replica that restarts after a rebuild must not mix versions.
     shards = [
@@ -234,9 +212,7 @@ def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> 
     app = application(model_uri, index_uri, config)
     port = _free_port(config.host, config.port)
     if serve.status().proxies:
-        raise ServeError(
-            "Ray Serve runs on this cluster already", where="serve", fix="stop it first: serve.shutdown()"
-        )
+        raise ServeError("Ray Serve runs on this cluster already", where="serve", fix="stop it first: serve.shutdown()")
     shown = "127.0.0.1" if config.host in ("0.0.0.0", "::", "") else config.host
     server = Server(f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}")
     deadline = time.monotonic() + config.start_deadline_s
@@ -292,9 +268,7 @@ def _deploy(app: serve.Application, config: ServeConfig, port: int) -> None:
             wait_for_applications_running=False,
         )
     except (RuntimeError, TimeoutError, ValueError) as error:
-        raise ServeError(
-            f"Ray Serve did not start ({' '.join(str(error).split())[:300]})", where="serve"
-        ) from error
+        raise ServeError(f"Ray Serve did not start ({' '.join(str(error).split())[:300]})", where="serve") from error
 
 
 def _wait_running(deadline: float, config: ServeConfig) -> None:
@@ -303,24 +277,23 @@ def _wait_running(deadline: float, config: ServeConfig) -> None:
         state = app.status.value if app else "NOT_STARTED"
         if state == "RUNNING":
             return
-        if state == "DEPLOY_FAILED" or time.monotonic() > deadline:
-            told = (
-                [f"{name}: {each.message}" for name, each in app.deployments.items() if each.message]
-                if app
-                else []
-            )
-            detail = "; ".join(told) or (app.message if app else "")
+        messages = [(name, each.message) for name, each in app.deployments.items()] if app else []
+        told = "; ".join(f"{name}: {_cause(message)}" for name, message in messages if message)
+        if state == "DEPLOY_FAILED":
+            raise ServeError(f"the service does not come up: {told or _cause(app.message)}", where="serve")
+        if time.monotonic() > deadline:
             raise ServeError(
-                f"the service is {state} (deadline {config.start_deadline_s:g} s): {_last_lines(detail)}",
-                where="serve",
-                fix="free CPUs of the cluster, lower serve.num_cpus, or raise serve.start_deadline_s",
+                f"the service is {state} after {config.start_deadline_s:g} s: {told or 'Serve says no more'}",
+                where="serve.start_deadline_s",
+                fix="free CPUs of the cluster, lower serve.num_cpus, or allow more time",
             )
         time.sleep(_POLL_S)
 
 
-def _last_lines(text: str) -> str:
-    # The cause is at the end of Serve's traceback.
-    return " ".join(text.split())[-600:]
+def _cause(message: str) -> str:
+    """What Serve says about a deployment; of a traceback in it, the error alone."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1][-600:] if lines else ""
 
 
 def _wait_ready(url: str, deadline: float, config: ServeConfig) -> None:
@@ -335,7 +308,5 @@ def _wait_ready(url: str, deadline: float, config: ServeConfig) -> None:
         except OSError as error:
             told = str(error)
         if time.monotonic() > deadline:
-            raise ServeError(
-                f"{url}/readyz was not ready within {config.start_deadline_s:g} s ({told})", where="serve"
-            )
+            raise ServeError(f"{url}/readyz was not ready within {config.start_deadline_s:g} s ({told})", where="serve")
         time.sleep(_POLL_S)

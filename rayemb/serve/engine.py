@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayemb.data.embeddings import EmbeddingsTable
 from rayemb.index import Index, IndexArtefactError, Manifest, load_manifest
-from rayemb.models import ImageLimits, Model
+from rayemb.models import Model
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
 
@@ -108,23 +108,36 @@ def use_threads(count: int) -> None:
 
 
 class Encoder:
-    """What LocalEngine and the embedder deployment do with a model: embed batches, one result an item."""
+    """A model whose concurrent queries share passes through it; in the local engine and in the embedder.
 
-    def __init__(self, model: Model, limits: ImageLimits) -> None:
-        self.model, self.limits = model, limits
+    Not `serve.batch`: that waits for a timeout where this batches what came during the last pass, so that a
+    lone query is not delayed; and it works outside a replica too.
+    """
 
-    def texts(self, texts: Sequence[str]) -> list[tuple[Vectors, int]]:
-        """For each text its unit vector `(D,)` and the number of tokens that the model read of it."""
-        tokens = np.count_nonzero(self.model.tokenizer(texts), axis=1)
-        return list(zip(self.model.embed_texts(texts), tokens.tolist(), strict=True))
+    def __init__(self, model: Model, config: ServeConfig, pool: ThreadPoolExecutor) -> None:
+        self._model, self._limits, self._pool = model, config.image, pool
+        self._texts = Coalescer(self._embed_texts, config.max_batch, pool)
+        self._images = Coalescer(self._embed_pixels, config.max_batch, pool)
 
-    def pixels(self, image: bytes) -> NDArray[np.uint8]:
-        """Decoded pixels `(3, S, S)`. Raises ImageError."""
-        return self.model.pixels(image, self.limits)
+    async def texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors `(n, D)`, and the number of tokens that the model read."""
+        results = await self._texts(texts)
+        return np.stack([vector for vector, _ in results]), sum(tokens for _, tokens in results)
 
-    def images(self, pixels: Sequence[NDArray[np.uint8]]) -> list[Vectors]:
-        """One unit vector `(D,)` for each picture."""
-        return list(self.model.embed_pixels(np.stack(pixels)))
+    async def images(self, images: Sequence[bytes]) -> Vectors:
+        """Unit vectors `(n, D)`. Decoding fails (ImageError) for the one request, not for its batch."""
+        loop = asyncio.get_running_loop()
+        pixels = await asyncio.gather(
+            *(loop.run_in_executor(self._pool, self._model.pixels, image, self._limits) for image in images)
+        )
+        return np.stack(await self._images(pixels))
+
+    def _embed_texts(self, texts: list[str]) -> list[tuple[Vectors, int]]:
+        tokens = np.count_nonzero(self._model.tokenizer(texts), axis=1)
+        return list(zip(self._model.embed_texts(texts), tokens.tolist(), strict=True))
+
+    def _embed_pixels(self, pixels: list[NDArray[np.uint8]]) -> list[Vectors]:
+        return list(self._model.embed_pixels(np.stack(pixels)))
 
 
 def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
@@ -142,9 +155,7 @@ def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
             for name, shard in zip(shard_names(manifest), manifest.shards, strict=True)
         ],
         payload_columns=embeddings.payload_columns,
-        payload_types={
-            name: _type(embeddings.dataset.schema.field(name).type) for name in embeddings.payload_columns
-        },
+        payload_types={name: _type(embeddings.dataset.schema.field(name).type) for name in embeddings.payload_columns},
         has_images=embeddings.has_images,
     )
 
@@ -177,12 +188,10 @@ class LocalEngine:
         use_threads(config.threads)
         model = Model.load(model_uri)
         self._index = Index.open(index_uri, model_digest=model.digest)
-        self._encoder = Encoder(model, config.image)
         self._description = describe(self._index.manifest, self._index.embeddings)
         # The number of OpenMP threads belongs to each thread: set it in every one that computes.
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
-        self._texts = Coalescer(self._encoder.texts, config.max_batch, self._pool)
-        self._images = Coalescer(self._encoder.images, config.max_batch, self._pool)
+        self._encoder = Encoder(model, config, self._pool)
 
     def describe(self) -> Description:
         """What is served."""
@@ -190,13 +199,11 @@ class LocalEngine:
 
     async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Unit vectors `(n, D)` and the number of tokens read."""
-        results = await self._texts(texts)
-        return np.stack([vector for vector, _ in results]), sum(tokens for _, tokens in results)
+        return await self._encoder.texts(texts)
 
     async def embed_images(self, images: Sequence[bytes]) -> Vectors:
-        """Unit vectors `(n, D)`; decoding fails (ImageError) for the one request, not for the batch."""
-        pixels = await asyncio.gather(*(self._run(self._encoder.pixels, image) for image in images))
-        return np.stack(await self._images(pixels))
+        """Unit vectors `(n, D)`."""
+        return await self._encoder.images(images)
 
     async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
         """The k best of all shards, with their payloads."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from starlette.responses import Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayemb.serve.errors import ApiError
@@ -23,16 +23,12 @@ _DRAIN_FACTOR = 4
 _SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
-class JsonResponse(Response):
+class JsonResponse(JSONResponse):
     """JSON through orjson; numpy and dates included, bytes left out."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """The body."""
-        return orjson.dumps(
-            content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-        )
+        return orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
 def _plain(value: Any) -> Any:
@@ -75,9 +71,7 @@ class Envelope:
     `send_id_header`: off behind Serve's proxy, which adds X-Request-ID itself.
     """
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, send_id_header: bool = True
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, send_id_header: bool = True) -> None:
         self._app, self._metrics = app, metrics
         self._max_body_bytes, self._send_id_header = max_body_bytes, send_id_header
 
@@ -113,9 +107,7 @@ class Envelope:
             logger.exception("request %s failed: %s %s", name, scope["method"], scope["path"])
             if status:
                 raise  # half an answer is out: cut the connection rather than end it well
-            oops = ApiError(
-                500, "internal", "something went wrong here; the log has it under this request_id"
-            )
+            oops = ApiError(500, "internal", "something went wrong here; the log has it under this request_id")
             await error_response(oops, scope["path"], name)(scope, receive, wrapped)
         finally:
             # The template, not the path: one series a route, whatever clients ask for.

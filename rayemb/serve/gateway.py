@@ -97,9 +97,7 @@ class _Gateway:
     async def embeddings(self, request: Request) -> Response:
         body, texts = await embeddings_request(request, self.config)
         digest, dim = self.description.model_digest, self.description.dim
-        if body.model != "rayemb" and not (
-            len(body.model) >= _LEAST_DIGEST and digest.startswith(body.model)
-        ):
+        if body.model != "rayemb" and not (len(body.model) >= _LEAST_DIGEST and digest.startswith(body.model)):
             raise ApiError(
                 404,
                 "model_not_found",
@@ -187,11 +185,7 @@ class _Gateway:
                 continue
             payload = dict(found.rows[key])
             item = str(payload.pop("id"))
-            url = (
-                f"{root}/v1/items/{quote(item, safe='')}/image?v={version}"
-                if self.description.has_images
-                else None
-            )
+            url = f"{root}/v1/items/{quote(item, safe='')}/image?v={version}" if self.description.has_images else None
             hits.append({"id": item, "score": score, "payload": payload, "image_url": url})
         return hits
 
@@ -255,16 +249,15 @@ def _add_routes(app: FastAPI, gateway: _Gateway, config: ServeConfig) -> None:
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": api.ErrorResponse, "description": text} for status, text in _PROBLEMS.items()
     }
-    openai_problems = {
-        **{s: {**p, "model": api.OpenAIErrorResponse} for s, p in problems.items() if s != 422}
-    }
+    openai_problems = {**{s: {**p, "model": api.OpenAIErrorResponse} for s, p in problems.items() if s != 422}}
     openai_problems[404] = {"model": api.OpenAIErrorResponse, "description": "Another model is served here"}
     busy: dict[int | str, dict[str, Any]] = {
         config.overload_status: problems[config.overload_status],
         503: problems[503],
     }
     missing: dict[int | str, dict[str, Any]] = {
-        404: {"model": api.ErrorResponse, "description": "No such item"}
+        404: {"model": api.ErrorResponse, "description": "No such item, or it has no picture"},
+        422: problems[422],  # else FastAPI documents its own shape
     }
     pictures = {
         "description": "The picture",
@@ -276,7 +269,8 @@ def _add_routes(app: FastAPI, gateway: _Gateway, config: ServeConfig) -> None:
         gateway.search,
         methods=["POST"],
         summary="Search by text, image, or both",
-        responses={200: {"model": api.SearchResponse}, **problems},
+        response_model=api.SearchResponse,
+        responses=problems,
         openapi_extra={"requestBody": _search_body(config)},
     )
     app.add_api_route(
@@ -284,7 +278,8 @@ def _add_routes(app: FastAPI, gateway: _Gateway, config: ServeConfig) -> None:
         gateway.embeddings,
         methods=["POST"],
         summary="Embed texts (OpenAI's schema)",
-        responses={200: {"model": api.EmbeddingsResponse}, **openai_problems},
+        response_model=api.EmbeddingsResponse,
+        responses=openai_problems,
         openapi_extra={"requestBody": _json_body(api.EmbeddingsRequest.model_json_schema())},
     )
     app.add_api_route(
@@ -315,9 +310,7 @@ def _add_routes(app: FastAPI, gateway: _Gateway, config: ServeConfig) -> None:
         response_model=api.Status,
         responses=unready,
     )
-    app.add_api_route(
-        "/metrics", metrics, methods=["GET"], summary="Prometheus metrics", response_class=Response
-    )
+    app.add_api_route("/metrics", metrics, methods=["GET"], summary="Prometheus metrics", response_class=Response)
     app.add_api_route("/", page, methods=["GET"], include_in_schema=False, response_class=Response)
 
 

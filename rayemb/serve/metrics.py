@@ -19,15 +19,11 @@ class Metrics:
             "rayemb_stage_seconds", "Time by stage", ["stage"], buckets=_SECONDS, registry=self.registry
         )
         self.hits = Histogram("rayemb_hits", "Hits of a search", buckets=_HITS, registry=self.registry)
-        self.partial = Counter(
-            "rayemb_partial", "Searches in which some shards did not answer", registry=self.registry
-        )
+        self.partial = Counter("rayemb_partial", "Searches in which some shards did not answer", registry=self.registry)
         self.refused = Counter("rayemb_refused", "Requests refused under overload", registry=self.registry)
         self.in_progress = Gauge("rayemb_in_progress", "Requests worked on", registry=self.registry)
         self.waiting = Gauge("rayemb_waiting", "Requests that wait for a place", registry=self.registry)
-        served = Gauge(
-            "rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry
-        )
+        served = Gauge("rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry)
         served.labels(index_version, model_digest).set(rows)
 
     def text(self) -> bytes:

@@ -101,9 +101,7 @@ def check_text(text: str, field: str, config: ServeConfig) -> None:
 def check_image_size(size: int, config: ServeConfig) -> None:
     """Raises ApiError for an encoded image of too many bytes."""
     if size > config.image.max_bytes:
-        raise ApiError(
-            413, "too_large", f"the image has {size:,} bytes, over {config.image.max_bytes:,}", "image"
-        )
+        raise ApiError(413, "too_large", f"the image has {size:,} bytes, over {config.image.max_bytes:,}", "image")
 
 
 def _content_type(request: Request) -> str:
@@ -137,9 +135,7 @@ async def _form(request: Request) -> tuple[dict[str, Any], bytes | None]:
             raise ApiError(422, "invalid_request", f"{name} is {expected}", name)
         if isinstance(value, UploadFile):
             if name != "image":
-                raise ApiError(
-                    422, "invalid_request", f"unknown field; known: {', '.join(_FORM_FIELDS)}", name
-                )
+                raise ApiError(422, "invalid_request", f"unknown field; known: {', '.join(_FORM_FIELDS)}", name)
             image = await value.read()
         elif name == "k":
             # A form knows only texts; what is no whole number goes on as text, for the validator to refuse.

@@ -123,14 +123,8 @@ class SpreadEngine:
     async def missing(self) -> list[str]:
         """The deployments that do not answer a ping within the deadline."""
         parts = [("embedder", self._embedder), *zip(self._names, self._shards, strict=True)]
-        answers = await asyncio.gather(
-            *(self._within(part.ping.remote()) for _, part in parts), return_exceptions=True
-        )
-        return [
-            name
-            for (name, _), answer in zip(parts, answers, strict=True)
-            if isinstance(answer, BaseException)
-        ]
+        answers = await asyncio.gather(*(self._within(part.ping.remote()) for _, part in parts), return_exceptions=True)
+        return [name for (name, _), answer in zip(parts, answers, strict=True) if isinstance(answer, BaseException)]
 
     # -- calls ---------------------------------------------------------------------------------------------
 
@@ -143,9 +137,7 @@ class SpreadEngine:
             return await self._within(call)
         except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
             logger.warning("the embedder did not answer (%s)", type(error).__name__)
-            raise EngineUnavailable(
-                "the embedder does not answer", fix="try again in some seconds"
-            ) from error
+            raise EngineUnavailable("the embedder does not answer", fix="try again in some seconds") from error
 
     async def _ask(self, number: int, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Any:
         try:

@@ -2,11 +2,13 @@
 
 from rayemb.storage.digest import sha256_bytes, sha256_file
 from rayemb.storage.uri import (
+    MissingError,
     StorageError,
     delete,
     exists,
     filesystem,
     join,
+    lance_options,
     list_files,
     local_path,
     normalise,
@@ -17,11 +19,13 @@ from rayemb.storage.uri import (
 )
 
 __all__ = [
+    "MissingError",
     "StorageError",
     "delete",
     "exists",
     "filesystem",
     "join",
+    "lance_options",
     "list_files",
     "local_path",
     "normalise",

@@ -1,14 +1,17 @@
 """URIs to filesystems, through pyarrow.fs: the same calls for `file://`, `s3://` and plain paths."""
 
+import contextlib
 import json
 import os
 import re
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rayemb.errors import RayembError
@@ -17,13 +20,17 @@ _SCHEMES = ("file", "s3")
 
 
 class StorageError(RayembError):
-    """A URI that cannot be used, or a file that is not there."""
+    """A URI that cannot be used, a file that is not there, or a store that does not answer."""
+
+
+class MissingError(StorageError):
+    """There is no such file."""
 
 
 def normalise(uri: str) -> str:
     """`uri` in the one form that artefacts store: an absolute path, or `s3://bucket/key`, without a trailing slash.
 
-    Raises StorageError for a scheme that is neither `file` nor `s3`.
+    Raises StorageError for a scheme that is neither `file` nor `s3`, and for S3 without a bucket.
     """
     match = re.match(r"^([A-Za-z][A-Za-z0-9+.-]+)://", uri)
     if match is None:
@@ -35,8 +42,11 @@ def normalise(uri: str) -> str:
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost"):
             raise StorageError("a file URI has three slashes", where=uri, fix=f"file:///{parts.netloc}{parts.path}")
-        return os.path.abspath(parts.path)
-    return uri.rstrip("/")
+        return os.path.abspath(unquote(parts.path))
+    key = uri[match.end() :].rstrip("/")
+    if not key or key.startswith("/"):
+        raise StorageError("an S3 URI names a bucket", where=uri, fix="write s3://bucket/key")
+    return f"s3://{key}"
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -48,9 +58,30 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     uri = normalise(uri)
     if not uri.startswith("s3://"):
         return pafs.LocalFileSystem(), uri
-    # pyarrow's own reading of these variables depends on its build and version (26.0 ignores them): passed in here.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return pafs.S3FileSystem(endpoint_override=endpoint), uri.removeprefix("s3://")
+    # Passed in: pyarrow does not read the endpoint from the environment by itself.
+    return pafs.S3FileSystem(endpoint_override=_endpoint()), uri.removeprefix("s3://")
+
+
+def lance_options(uri: str) -> dict[str, str]:
+    """The `storage_options` that Lance needs for `uri` beside the environment (it refuses plain HTTP otherwise)."""
+    plain = normalise(uri).startswith("s3://") and (_endpoint() or "").startswith("http://")
+    return {"allow_http": "true"} if plain else {}
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+@contextlib.contextmanager
+def _named(uri: str, doing: str) -> Iterator[None]:
+    """Turns pyarrow's and the system's errors into a StorageError that names `uri`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingError(f"cannot {doing} it (no such file)", where=uri) from error
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise StorageError(f"cannot {doing} it ({reason})", where=uri) from error
 
 
 def join(uri: str, *parts: str) -> str:
@@ -64,26 +95,25 @@ def join(uri: str, *parts: str) -> str:
 def exists(uri: str) -> bool:
     """Whether a file or a folder lies at `uri`."""
     fs, path = filesystem(uri)
-    return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+    with _named(uri, "look at"):
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
     """Sorted URIs of the files below folder `uri` whose names end in `suffix`; empty if there is no such folder."""
     fs, path = filesystem(uri)
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    files = [info.path for info in fs.get_file_info(selector) if info.type == pafs.FileType.File]
+    with _named(uri, "list"):
+        files = [info.path for info in fs.get_file_info(selector) if info.type == pafs.FileType.File]
     prefix = "s3://" if normalise(uri).startswith("s3://") else ""
     return sorted(prefix + file for file in files if file.endswith(suffix))
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file at `uri`. Raises StorageError if it is not there."""
+    """The whole file at `uri`. Raises MissingError if it is not there, StorageError if it cannot be read."""
     fs, path = filesystem(uri)
-    try:
-        with fs.open_input_stream(path) as stream:
-            return bytes(stream.read())
-    except (FileNotFoundError, OSError) as error:
-        raise StorageError(f"cannot read it ({_reason(error)})", where=uri) from error
+    with _named(uri, "read"), fs.open_input_stream(path) as stream:
+        return bytes(stream.read())
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -93,20 +123,21 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     fs, path = filesystem(uri)
     if not isinstance(fs, pafs.LocalFileSystem):
-        with fs.open_output_stream(path) as out:
+        with _named(uri, "write"), fs.open_output_stream(path) as out:
             out.write(data)
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise StorageError(f"cannot write it ({_reason(error)})", where=uri) from error
+    with _named(uri, "write"):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def read_json(uri: str) -> Any:
@@ -127,39 +158,40 @@ def write_json(uri: str, document: Any) -> None:
 def delete(uri: str) -> None:
     """Removes the file or the folder at `uri`; silent if there is none."""
     fs, path = filesystem(uri)
-    kind = fs.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
-        fs.delete_dir(path)
-    elif kind == pafs.FileType.File:
-        fs.delete_file(path)
+    with _named(uri, "delete"):
+        kind = fs.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            fs.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            fs.delete_file(path)
 
 
 def local_path(uri: str, cache: str | None = None) -> str:
     """A path on this machine with the content of `uri`: the file itself, or a copy of the S3 object.
 
     The copy goes to `cache` (default: a folder in the temporary directory) under a name that depends on the
-    object's URI, size and time of change, so that it is fetched once and never stale.
+    object's URI, size, time of change and ETag, so that it is fetched once and never stale. Raises StorageError.
     """
     fs, path = filesystem(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         return path
-    info = fs.get_file_info(path)
-    if info.type == pafs.FileType.NotFound:
-        raise StorageError("there is no such file", where=uri)
     from rayemb.storage.digest import sha256_bytes
 
-    name = sha256_bytes(f"{uri}|{info.size}|{info.mtime_ns}".encode())[:32]
+    with _named(uri, "read"), fs.open_input_stream(path) as stream:
+        # The ETag too: S3 counts time in seconds, and an object of the same size may replace another within one.
+        about = {key: stream.metadata().get(key) for key in ("Content-Length", "Last-Modified", "ETag")}
+    name = sha256_bytes(f"{normalise(uri)}|{about}".encode())[:32]
     folder = Path(cache or os.path.join(tempfile.gettempdir(), "rayemb-cache"))
     target = folder / f"{name}-{path.rsplit('/', 1)[-1]}"
     if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{target.name}.{uuid.uuid4().hex}.tmp"
-        pafs.copy_files(path, str(temporary), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
-        os.replace(temporary, target)
+        local = pafs.LocalFileSystem()
+        with _named(uri, "copy"):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                pafs.copy_files(path, str(temporary), source_filesystem=fs, destination_filesystem=local)
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
     return str(target)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

@@ -17,9 +17,12 @@ class TrainConfig(Config):
     split: str = Field("train", description="split of the corpus to train on")
     val_split: str | None = Field("val", description="split for the recall during training; null for none")
     fraction: float = Field(1.0, gt=0, le=1, description="train on this share of the row groups (for quick sweeps)")
+    main_caption: float = Field(
+        0.5, ge=0, le=1, description="how often an image comes with its main caption rather than with any of its own"
+    )
     seed: int = Field(0, ge=0, description="weights, order of rows, captions drawn")
 
-    steps: int = Field(600, ge=1, description="optimizer steps")
+    steps: int = Field(500, ge=1, description="optimizer steps")
     batch_size: int = Field(256, ge=1, description="pairs per step over all workers: each is a negative of all others")
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate; cosine decay to zero")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")

@@ -20,7 +20,8 @@ class Objective(nn.Module):
 
         `pixels` (B, 3, S, S) uint8, `tokens` (B, L) int64, `groups` (B,) int64; B may differ between ranks.
         """
-        return symmetric_loss(*self.network(pixels, tokens), groups, self.loss)
+        image_BD, text_BD = self.network(pixels, tokens)
+        return symmetric_loss(image_BD, text_BD, groups, self.loss)
 
 
 def symmetric_loss(image_BD: Tensor, text_BD: Tensor, groups_B: Tensor, loss: InfoNCE) -> Tensor:
@@ -28,7 +29,8 @@ def symmetric_loss(image_BD: Tensor, text_BD: Tensor, groups_B: Tensor, loss: In
     images, texts, groups = gather_rows(image_BD), gather_rows(text_BD), gather_rows(groups_B)
     pairs = pair_by_group(groups_B, groups.rows, images.start, loss.config.duplicates)
     rows = loss(image_BD, texts.rows, pairs) + loss(text_BD, images.rows, pairs)
-    return rows.sum() * (images.weight / 2)
+    total: Tensor = rows.sum() * (images.weight / 2)
+    return total
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ def train(
             "loss": config.loss.model_dump(mode="json"),
             "corpus": {"uri": corpus.uri, "digest": corpus.digest, "split": config.split},
         },
-        log=TrainingLog.remote(),
+        log=TrainingLog.remote(),  # type: ignore[attr-defined]
     )
     try:
         for attempt in range(config.max_failures + 1):
@@ -127,6 +127,7 @@ def _fit(job: Job, corpus: Corpus, name: str, runs_uri: str, callbacks: list[Any
         stop=config.steps * config.batch_size,
         block_rows=config.batch_size // config.workers,
         fraction=config.fraction,
+        main_caption=config.main_caption,
     )
     resources = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
@@ -168,7 +169,7 @@ def _tokenizer(corpus: Corpus, config: TrainConfig) -> TextTokenizer:
     return TextTokenizer.train(texts, config.model.tokenizer)
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
 def _captions(corpus_uri: str, split: str) -> list[str]:
     return [text for texts in Corpus.open(corpus_uri).column(split, "texts") for text in texts]
 

@@ -125,9 +125,7 @@ def _report(
     if rank == 0:
         state = {"step": metrics["step"], "tag": tag, "row": position, "history": history}
         (Path(folder) / POSITION).write_text(json.dumps(state))
-    ray.train.report(
-        metrics, checkpoint=Checkpoint.from_directory(folder), delete_local_checkpoint_after_upload=True
-    )
+    ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), delete_local_checkpoint_after_upload=True)
 
 
 def _validation_rows(job: Job, rank: int, world: int, device: torch.device) -> dict[str, Any] | None:

@@ -121,7 +121,9 @@ def trial_config(base: TrainConfig, config: TuneConfig, sample: dict[str, Any]) 
             node = node.get(parent) if isinstance(node, dict) else None  # type: ignore[assignment]
         if not isinstance(node, dict) or leaf not in node:
             section = "tune.search" if key in sample else "tune.set"
-            raise TuneError(f"the training config has no key {key!r}", where=f"{section}.{key}", fix="see `rayemb config show`")
+            raise TuneError(
+                f"the training config has no key {key!r}", where=f"{section}.{key}", fix="see `rayemb config show`"
+            )
         node[leaf] = value
     data["evaluate_every"] = data["log_every"]
     data["checkpoint_every"] = data["steps"]
@@ -131,7 +133,7 @@ def trial_config(base: TrainConfig, config: TuneConfig, sample: dict[str, Any]) 
         raise TuneError(error.what, where="tune.search or tune.set") from error
 
 
-class _Reporter(tune.Callback):
+class _Reporter(tune.Callback):  # type: ignore[misc]
     """Passes the state of the sweep on to the terminal."""
 
     def __init__(self, progress: Progress | None, config: TuneConfig) -> None:

@@ -38,11 +38,8 @@ def write_table(
     digest: str = DIGEST,
     mode: str = "overwrite",
 ) -> str:
-    """Writes an embeddings table and gives its URI; `payload` is column name to values or to an arrow array."""
-    columns = {
-        name: values if isinstance(values, pa.Array) else pa.array(values)
-        for name, values in (payload or {}).items()
-    }
+    """Writes an embeddings table and gives its URI; `payload` is column name to values."""
+    columns = {name: pa.array(values) for name, values in (payload or {}).items()}
     fields = [pa.field(name, array.type) for name, array in columns.items()]
     dim = vectors.shape[1]
     data: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Runs a function in W real gloo processes and gives back what each returned."""
 
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -16,7 +17,8 @@ def _entry(rank: int, world: int, port: int, fn: Callable[..., Any], args: tuple
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     try:
-        out.put((rank, fn(rank, world, *args), ""))
+        # Pickled here: the queue of torch would share memory of a process that is about to end.
+        out.put((rank, pickle.dumps(fn(rank, world, *args)), ""))
         dist.barrier()
     except BaseException:
         out.put((rank, None, traceback.format_exc()))
@@ -42,7 +44,7 @@ def run_processes(world: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
             for child in children:
                 child.kill()
             raise AssertionError(f"rank {rank} failed:\n{error}")
-        results[rank] = result
+        results[rank] = pickle.loads(result)
     for child in children:
         child.join(60)
         assert child.exitcode == 0

@@ -26,6 +26,7 @@ from rayemb.models import (
     TwoTowerConfig,
 )
 from rayemb.serve.config import ServeConfig
+from rayemb.serve.deploy import Server, start
 from rayemb.serve.engine import LocalEngine
 from rayemb.serve.gateway import create_app
 
@@ -161,3 +162,31 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "query.png"
     path.write_bytes(draw("blue", "star", 70))
     return path
+
+
+class Service:
+    """The one service of the cluster: started on demand, kept while the topology stays the same."""
+
+    def __init__(self, world: World, config: ServeConfig) -> None:
+        self._world, self._config = world, config
+        self._running: tuple[str, Server] | None = None
+
+    def __call__(self, topology: str) -> Server:
+        if self._running and self._running[0] != topology:
+            self.stop()
+        if not self._running:
+            config = self._config.model_copy(update={"topology": topology, "port": 0})
+            self._running = topology, start(self._world.model_uri, self._world.index_uri, config)
+        return self._running[1]
+
+    def stop(self) -> None:
+        if self._running:
+            self._running[1].stop()
+            self._running = None
+
+
+@pytest.fixture(scope="package")
+def service(world: World, config: ServeConfig) -> Iterator[Service]:
+    service = Service(world, config)
+    yield service
+    service.stop()

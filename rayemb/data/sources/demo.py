@@ -60,7 +60,10 @@ class DemoSource(Source):
         glyphs = sorted([*_emoji_glyphs(), *_icon_glyphs()])
         if self.limit:
             glyphs = _sample(glyphs, self.limit, seed)
-        part = {concept: split_by_concept(concept, seed, self.test_fraction, self.val_fraction) for concept in {glyph[2] for glyph in glyphs}}
+        part = {
+            concept: split_by_concept(concept, seed, self.test_fraction, self.val_fraction)
+            for concept in {glyph[2] for glyph in glyphs}
+        }
         seen = {c for style, _, c in glyphs if part[c] == "train" and style != self.held_out_style}
         by_split: dict[str, list[tuple[str, str, str, str]]] = {}
         for style, characters, concept in glyphs:

@@ -1,7 +1,7 @@
 """A folder of images with captions: from a table beside them, or from their file names."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -56,7 +56,8 @@ class FolderSource(Source):
         return [(file.removeprefix(root).lstrip("/"), _caption(file)) for file in files]
 
     def _from_table(self) -> list[tuple[str, str | None]]:
-        table = read_table(str(self.captions), where="corpus.source.captions")
+        columns = [self.file_column, self.text_column]
+        table = read_table(str(self.captions), where="corpus.source.captions", text_columns=columns)
         for key, column in (("file_column", self.file_column), ("text_column", self.text_column)):
             if column not in table.column_names:
                 raise SourceError(
@@ -66,16 +67,28 @@ class FolderSource(Source):
                 )
         files = table.column(self.file_column).to_pylist()
         texts = table.column(self.text_column).to_pylist()
-        return [(str(file), None if text is None else str(text)) for file, text in zip(files, texts, strict=True)]
+        # A row without a file has the empty id, which the builder sets aside.
+        return [
+            ("" if file is None else str(file), None if text is None else str(text))
+            for file, text in zip(files, texts, strict=True)
+        ]
 
 
-def read_table(uri: str, *, where: str) -> pa.Table:
-    """A CSV or JSON-lines file as a table. Raises SourceError naming `where` if it cannot be read."""
+def read_table(uri: str, *, where: str, text_columns: Sequence[str] = ()) -> pa.Table:
+    """A CSV or JSON-lines file as a table; a CSV's `text_columns` are taken as they are ("007" is no number).
+
+    Raises SourceError naming `where` if it cannot be read.
+    """
     fs, path = storage.filesystem(uri)
-    reader = pa.json.read_json if path.endswith((".jsonl", ".json", ".ndjson")) else pa.csv.read_csv
     try:
         with fs.open_input_stream(path) as stream:
-            return reader(stream)
+            if path.endswith((".jsonl", ".json", ".ndjson")):
+                return pa.json.read_json(stream)
+            return pa.csv.read_csv(
+                stream,
+                parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(text_columns, pa.string())),
+            )
     except (OSError, pa.ArrowInvalid) as error:
         raise SourceError(f"cannot read it ({' '.join(str(error).split())[:200]})", where=f"{where}={uri}") from error
 

@@ -33,9 +33,9 @@ class ParquetSource(Source):
 
     def units(self, seed: int) -> list[Any]:
         """`(file, row group)` pairs, after the schema of every file was checked."""
-        fs, path = storage.filesystem(self.uri)
-        files = [storage.normalise(self.uri)] if path.endswith(".parquet") else storage.list_files(self.uri, ".parquet")
-        if not files or not storage.exists(self.uri):
+        fs, _ = storage.filesystem(self.uri)
+        files = self._files()
+        if not files:
             raise SourceError("there are no Parquet files", where=f"corpus.source.uri={self.uri}")
         units = []
         for file in files:
@@ -54,20 +54,35 @@ class ParquetSource(Source):
         parquet = pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
         names = [name for name in self.columns.model_dump().values() if name]
         first = sum(parquet.metadata.row_group(g).num_rows for g in range(group))
-        for offset, row in enumerate(parquet.read_row_group(group, columns=names).to_pylist()):
+        try:
+            rows = parquet.read_row_group(group, columns=names).to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise SourceError(f"row group {group} is corrupt ({error})", where=file) from error
+        for offset, row in enumerate(rows):
             image = row[self.columns.image]
-            extra = {
-                key: str(row[column])
-                for key in ("concept", "style", "license", "split")
-                if (column := getattr(self.columns, key)) and row[column] is not None
-            }
+            concept, style, license_, split = (
+                "" if column is None or row[column] is None else str(row[column])
+                for column in (self.columns.concept, self.columns.style, self.columns.license, self.columns.split)
+            )
             yield RawRow(
                 id="" if row[self.columns.id] is None else str(row[self.columns.id]),
                 image=image["bytes"] if isinstance(image, dict) else image,
                 text=row[self.columns.text],
                 source=f"{file} row {first + offset}",
-                **extra,
+                concept=concept,
+                style=style,
+                license=license_,
+                split=split,
             )
+
+    def _files(self) -> list[str]:
+        root = storage.normalise(self.uri)
+        fs, path = storage.filesystem(root)
+        if fs.get_file_info(path).is_file:
+            return [root]
+        # As all readers of Parquet folders do: names with a leading underscore or dot are not data.
+        files = [(file, file.removeprefix(root).split("/")) for file in storage.list_files(root, ".parquet")]
+        return [file for file, parts in files if not any(part.startswith(("_", ".")) for part in parts)]
 
     def _check(self, schema: pa.Schema, file: str) -> None:
         for key, column in self.columns.model_dump().items():

@@ -59,9 +59,7 @@ def bootstrap_interval(
         )
     sums_C, sizes_C = _totals(values, clusters)
     if len(sums_C) < 2:
-        raise MetricError(
-            "one cluster alone has no spread", where="clusters", fix="bring queries of two or more"
-        )
+        raise MetricError("one cluster alone has no spread", where="clusters", fix="bring queries of two or more")
 
     rng = np.random.default_rng(seed)
     means = np.empty(samples)
@@ -104,8 +102,6 @@ def _totals(
         return values, np.ones(len(values))
     clusters = np.asarray(clusters)
     if clusters.shape != values.shape:
-        raise MetricError(
-            f"expected one entry a value, {values.shape}, got {clusters.shape}", where="clusters"
-        )
+        raise MetricError(f"expected one entry a value, {values.shape}, got {clusters.shape}", where="clusters")
     _, member = np.unique(clusters, return_inverse=True)
     return np.bincount(member, weights=values).astype(np.float64), np.bincount(member).astype(np.float64)

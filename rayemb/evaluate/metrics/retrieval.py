@@ -56,9 +56,7 @@ def ranks(
     q_QD, c_MD = _vectors(queries, "queries"), _vectors(candidates, "candidates")
     g_Q, g_M = _integers(groups_q, len(q_QD), "groups_q"), _integers(groups_c, len(c_MD), "groups_c")
     if q_QD.shape[1] != c_MD.shape[1]:
-        raise MetricError(
-            f"queries have {q_QD.shape[1]} dimensions, candidates {c_MD.shape[1]}", where="candidates"
-        )
+        raise MetricError(f"queries have {q_QD.shape[1]} dimensions, candidates {c_MD.shape[1]}", where="candidates")
     if block < 1:
         raise MetricError(f"a block has at least one query, got {block}", where="block")
     self_Q = _excluded(exclude, len(q_QD), len(c_MD))

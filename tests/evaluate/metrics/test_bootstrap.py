@@ -57,6 +57,7 @@ def test_pairing_cancels_what_makes_a_query_hard() -> None:
     mean, low, high = paired_bootstrap(a, b, clusters, seed=0)
     assert mean == pytest.approx((a - b).mean())
     assert 0 < low < 0.05 < high
+    assert (mean, low, high) == bootstrap_interval(a - b, clusters, seed=0)
     one, other = bootstrap_interval(a, clusters, seed=0), bootstrap_interval(b, clusters, seed=0)
     assert one.low < other.high  # apart, the two intervals overlap
 
@@ -75,9 +76,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 def test_singleton_clusters_equal_no_clusters() -> None:
     values = np.random.default_rng(0).normal(size=50)
-    assert bootstrap_interval(values, np.arange(50), seed=3) == pytest.approx(
-        bootstrap_interval(values, seed=3)
-    )
+    assert bootstrap_interval(values, np.arange(50), seed=3) == pytest.approx(bootstrap_interval(values, seed=3))
 
 
 def test_more_samples_than_one_chunk_holds() -> None:
@@ -113,9 +112,7 @@ def test_shifts_with_the_values_and_stays_within_them(values: list[float], seed:
         ([1.0, 2.0], None, {"samples": 0}, "samples"),
     ],
 )
-def test_refuses_what_has_no_interval(
-    values: list, clusters: list | None, options: dict, message: str
-) -> None:
+def test_refuses_what_has_no_interval(values: list, clusters: list | None, options: dict, message: str) -> None:
     families_ = None if clusters is None else np.array(clusters)
     with pytest.raises(MetricError, match=message):
         bootstrap_interval(np.array(values), families_, seed=0, **options)

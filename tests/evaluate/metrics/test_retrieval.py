@@ -90,9 +90,7 @@ def test_a_tied_irrelevant_candidate_ranks_before_the_relevant_one() -> None:
     q = np.array([[1, 0]], np.float32)
     c = np.array([[1, 0], [1, 0], [0.5, 0], [1, 0]], np.float32)
     assert ranks(q, c, np.array([1]), np.array([1, 2, 3, 4])).tolist() == [3]
-    assert ranks(q, c, np.array([1]), np.array([1, 1, 3, 1])).tolist() == [
-        1
-    ]  # ties among relevant ones are free
+    assert ranks(q, c, np.array([1]), np.array([1, 1, 3, 1])).tolist() == [1]  # ties among relevant ones are free
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-8])
@@ -163,17 +161,36 @@ def test_ranks_do_not_depend_on_order_or_block(
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 10_000), dim=st.integers(1, 64), block=st.integers(1, 80), scale=st.floats(1e-3, 1e3)
-)
-def test_ranks_of_real_vectors_do_not_depend_on_block_or_scale(
-    seed: int, dim: int, block: int, scale: float
-) -> None:
+@given(seed=st.integers(0, 10_000), dim=st.integers(1, 64), block=st.integers(1, 80), scale=st.floats(1e-3, 1e3))
+def test_ranks_of_real_vectors_do_not_depend_on_block_or_scale(seed: int, dim: int, block: int, scale: float) -> None:
     q, c, gq, gc = case(seed, 60, 90, dim)
     found = ranks(q, c, gq, gc, block=60)
     np.testing.assert_array_equal(ranks(q, c, gq, gc, block=block), found)
     power = np.float32(2.0 ** round(math.log2(scale)))  # a power of two rounds nothing
     np.testing.assert_array_equal(ranks(q * power, c * power, gq, gc), found)
+
+
+def test_a_rounding_of_float32_decides_no_rank() -> None:
+    """Candidates crowd the edge of a tie; exact sums say on which side each one lies."""
+    rng = np.random.default_rng(4)
+    q = unit(rng, 1, 64)
+    right = q + 0.3 * unit(rng, 1, 64)  # a similarity near 1, where float32 steps by 6e-8
+    wrong = right - (rng.uniform(0.5, 1.5, (400, 1)) * 1e-6 * q).astype(np.float32)
+    c = np.concatenate([right, wrong])
+    exact = [math.fsum(float(a) * float(b) for a, b in zip(q[0], row, strict=True)) for row in c]
+    edge = exact[0] - 1e-6 * max(np.linalg.norm(row.astype(np.float64)) for row in c) * np.linalg.norm(
+        q[0].astype(np.float64)
+    )
+    before = sum(score >= edge for score in exact[1:])
+    assert 50 < before < 350
+    assert ranks(q, c, np.array([0]), np.arange(401)).tolist() == [1 + before]
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_tie_is_measured_at_the_length_of_its_own_query(block: int) -> None:
+    q = np.array([[1024, 0], [1, 0]], np.float32)
+    c = np.array([[1, 0], [1 - 1e-4, 0]], np.float32)
+    assert ranks(q, c, np.array([0, 0]), np.array([0, 1]), block=block).tolist() == [1, 1]
 
 
 def test_recall_grows_with_k_and_ends_at_one() -> None:
@@ -244,9 +261,7 @@ def test_wrong_arguments_are_named() -> None:
 def test_chance_is_that_of_every_ordering(k: int) -> None:
     """All orders of 6 candidates enumerated, two sizes of group."""
     gq, gc = np.array([0, 1, 1]), np.array([0, 0, 1, 1, 1, 2])
-    firsts = {
-        g: [min(order.index(j) for j in np.flatnonzero(gc == g)) + 1 for order in orders()] for g in (0, 1)
-    }
+    firsts = {g: [min(order.index(j) for j in np.flatnonzero(gc == g)) + 1 for order in orders()] for g in (0, 1)}
     hit = [Fraction(sum(f <= k for f in firsts[g]), len(firsts[g])) for g in gq.tolist()]
     reciprocal = [sum(Fraction(1, f) for f in firsts[g]) / len(firsts[g]) for g in gq.tolist()]
     assert chance_recall_at(gq, gc, k) == pytest.approx(float(sum(hit) / 3), abs=1e-14)
@@ -257,9 +272,7 @@ def orders() -> list[tuple[int, ...]]:
     return list(itertools.permutations(range(6)))
 
 
-@pytest.mark.parametrize(
-    ("m", "r", "k"), [(10, 1, 1), (10, 10, 1), (5000, 1, 10), (5000, 37, 5), (200_000, 3, 10)]
-)
+@pytest.mark.parametrize(("m", "r", "k"), [(10, 1, 1), (10, 10, 1), (5000, 1, 10), (5000, 37, 5), (200_000, 3, 10)])
 def test_chance_equals_the_binomials(m: int, r: int, k: int) -> None:
     groups_c = np.concatenate([np.zeros(r), np.ones(m - r)]).astype(np.int64)
     exact = 1 - Fraction(math.comb(m - r, k), math.comb(m, k))
@@ -283,17 +296,21 @@ def test_chance_is_what_random_vectors_score(own: bool) -> None:
         order = rng.normal(size=(len(groups), 1, len(groups))).astype(np.float32)
         for i in rng.choice(len(groups), 10, replace=False):
             skip = None if exclude is None else exclude[i : i + 1]
-            one_hot = np.eye(
-                len(groups), dtype=np.float32
-            )  # similarities are then the drawn numbers themselves
+            one_hot = np.eye(len(groups), dtype=np.float32)  # similarities are then the drawn numbers themselves
             found.append(ranks(order[i], one_hot, groups[i : i + 1], groups, exclude=skip)[0])
     sample = np.array(found)
     error = 4 * 0.5 / math.sqrt(len(sample))
     for k in (1, 5, 10):
-        assert recall_at(sample, k) == pytest.approx(
-            chance_recall_at(groups, groups, k, exclude=exclude), abs=error
-        )
+        assert recall_at(sample, k) == pytest.approx(chance_recall_at(groups, groups, k, exclude=exclude), abs=error)
     assert mrr(sample) == pytest.approx(chance_mrr(groups, groups, exclude=exclude), abs=error)
+
+
+def test_chance_leaves_out_the_query_itself() -> None:
+    groups = np.array([0, 0, 0, 1, 1])
+    own = np.arange(5)  # of the 4 others, 2 are relevant to each of the first three, 1 to each of the last two
+    assert chance_recall_at(groups, groups, 1, exclude=own) == pytest.approx((3 * 2 / 4 + 2 * 1 / 4) / 5)
+    foreign = np.array([3, 3, 3, 0, 0])  # left out, though not relevant: 4 others with 3, or with 2
+    assert chance_recall_at(groups, groups, 1, exclude=foreign) == pytest.approx((3 * 3 / 4 + 2 * 2 / 4) / 5)
 
 
 def test_chance_with_k_beyond_the_candidates_is_certain() -> None:

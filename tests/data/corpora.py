@@ -1,0 +1,57 @@
+"""Small corpora written by hand, so that readers are tested without the builder."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from rayemb.data import Corpus
+from rayemb.data.corpus import SCHEMA
+
+
+def png(number: int, size: int = 8) -> bytes:
+    """A picture of one colour that tells `number` (below 65,536)."""
+    out = io.BytesIO()
+    Image.new("RGB", (size, size), (number % 256, number // 256, 99)).save(out, "PNG")
+    return out.getvalue()
+
+
+def rows(start: int, count: int, concepts: int = 10_000) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"row-{n}",
+            "image": png(n),
+            "text": f"text {n}",
+            "texts": [f"text {n}", f"texte {n}", f"текст {n}"],
+            "concept": f"concept {n % concepts}",
+            "style": "plain",
+            "license": "CC0",
+        }
+        for n in range(start, start + count)
+    ]
+
+
+def write_corpus(root: Path, shards: dict[str, list[int]], group_rows: int = 5, concepts: int = 10_000) -> Corpus:
+    """A corpus whose split `name` has a shard for each number of rows in `shards[name]`, rows numbered throughout."""
+    splits: dict[str, Any] = {}
+    start = 0
+    for split, sizes in shards.items():
+        files = []
+        for number, size in enumerate(sizes):
+            file = f"split={split}/shard-{number:05d}.parquet"
+            path = root / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table = pa.Table.from_pylist(rows(start, size, concepts), schema=SCHEMA)
+            pq.write_table(table, path, row_group_size=group_rows, compression="zstd", write_page_checksum=True)
+            files.append({"file": file, "rows": size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+            start += size
+        splits[split] = {"rows": sum(sizes), "files": files}
+    sums = "".join(entry["sha256"] for name in sorted(splits) for entry in splits[name]["files"])
+    manifest = {"format": 1, "digest": hashlib.sha256(sums.encode()).hexdigest(), "fingerprint": "", "rows": start}
+    (root / "corpus.json").write_text(json.dumps({**manifest, "splits": splits}))
+    return Corpus.open(str(root))

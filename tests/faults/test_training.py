@@ -1,0 +1,78 @@
+"""Training goes on after a SIGKILL and sees each remaining row once; too small a cluster is said at once."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rayemb.cluster import ClusterError
+from rayemb.config import load
+from rayemb.data import CorpusConfig, build_corpus
+from rayemb.data.sources import DemoSource
+from rayemb.models import Model
+from rayemb.train import TrainConfig, TrainError, train
+
+QUICK = [
+    "steps=30",
+    "batch_size=32",
+    "log_every=1",
+    "checkpoint_every=5",
+    "val_split=null",
+    "model.image.image_size=16",
+    "model.image.widths=[8, 16]",
+    "model.image.depths=[1, 1]",
+    "model.text.width=16",
+    "model.text.depth=1",
+    "model.tokenizer.vocab_size=600",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    source = DemoSource(limit=800, rows_per_unit=256, image_size=32)
+    return build_corpus(CorpusConfig(source=source), str(tmp_path_factory.mktemp("corpus") / "corpus")).uri
+
+
+def run(corpus: str, folder: Path, *overrides: str) -> Model:
+    config = load(TrainConfig, None, [*QUICK, *overrides])
+    return train(config, corpus, str(folder / "model"), str(folder / "runs"))
+
+
+def kill_a_worker_after_a_checkpoint(folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if len(list((folder / "runs").glob("train-*/checkpoint*/position.json"))) >= 2:
+            workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"])]
+            if workers:
+                os.kill(workers[-1].pid, signal.SIGKILL)
+                return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing_of_the_result(corpus: str, tmp_path: Path) -> None:
+    whole = run(corpus, tmp_path / "whole")
+    killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(tmp_path / "killed",))
+    killer.start()
+    resumed = run(corpus, tmp_path / "killed", "steps=30")
+    killer.join()
+    assert [row["step"] for row in resumed.info["training"]] == list(range(1, 31))
+    # Single-threaded workers on a CPU: the same numbers to the last bit, whatever happened in between.
+    assert [row["loss"] for row in resumed.info["training"]] == [row["loss"] for row in whole.info["training"]]
+    names = [row["pairs_per_second"] for row in resumed.info["training"]]
+    assert len(names) == 30
+
+
+def test_more_workers_than_cpus_is_an_error_and_no_wait(corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="needs 9 CPUs and the cluster has 4"):
+        run(corpus, tmp_path, "workers=8")
+
+
+def test_a_batch_larger_than_the_split_is_refused(corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="fewer than one batch") as caught:
+        run(corpus, tmp_path, "batch_size=100000")
+    assert caught.value.where == "train.batch_size"

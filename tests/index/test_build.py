@@ -1,0 +1,240 @@
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import faiss
+import lance
+import numpy as np
+import pytest
+
+from rayemb import storage
+from rayemb.data.embeddings import EmbeddingsTable
+from rayemb.index import Index, IndexArtefactError, IndexConfig, build_index, load_manifest
+from rayemb.index import build as build_module
+
+from .tables import DIGEST, exact_vectors, naive_search, random_vectors, write_table
+
+FLAT = IndexConfig(factory="Flat", recall_queries=0)
+
+
+def _files(uri: str) -> list[str]:
+    return [file.removeprefix(uri + "/") for file in storage.list_files(uri)]
+
+
+def test_shards_find_what_one_shard_finds_when_all_neighbours_lie_in_one(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    # Sorted by the first coordinate: the neighbours of an extreme row are all in the first or the last shard.
+    vectors = exact_vectors(601)
+    vectors = vectors[np.argsort(vectors[:, 0], kind="stable")]
+    embeddings = write_table(tmp_path / "e", vectors)
+    build_index(embeddings, str(tmp_path / "one"), FLAT.model_copy(update={"shards": 1}))
+    manifest = build_index(embeddings, str(tmp_path / "four"), FLAT.model_copy(update={"shards": 4}))
+    assert [shard.rows for shard in manifest.shards] == [150, 150, 150, 151]
+    queries = np.concatenate([vectors[:10], vectors[-10:]])
+    with Index.open(str(tmp_path / "one")) as one, Index.open(str(tmp_path / "four")) as four:
+        for k in (1, 10, 200, 601):
+            a, b = one.search(queries, k), four.search(queries, k)
+            assert a.keys.tolist() == b.keys.tolist() == naive_search(vectors, queries, k)[1]
+            assert a.scores.tolist() == b.scores.tolist()
+
+
+def test_ivf_shards_share_their_quantiser(ray_cluster: str, tmp_path: Path) -> None:
+    vectors = random_vectors(1500)
+    embeddings = write_table(tmp_path / "e", vectors)
+    config = IndexConfig(factory="IVF32,Flat", nprobe=3, shards=3, train_rows=1000, recall_queries=0)
+    uri = str(tmp_path / "i")
+    manifest = build_index(embeddings, uri, config)
+    shards = [faiss.read_index(storage.join(uri, shard.file)) for shard in manifest.shards]
+    centroids = [shard.quantizer.reconstruct_n(0, 32) for shard in shards]
+    assert all((each == centroids[0]).all() for each in centroids)
+    # FAISS alone, unsharded: the same quantiser, all rows, the same probes.
+    whole = faiss.IndexIVFFlat(shards[0].quantizer, 16, 32, faiss.METRIC_INNER_PRODUCT)
+    whole.add(vectors)
+    whole.nprobe = 3
+    scores, keys = whole.search(vectors[:100], 10)
+    with Index.open(uri) as index:
+        hits = index.search(vectors[:100], 10)
+    assert hits.keys.tolist() == keys.tolist()
+    np.testing.assert_allclose(hits.scores, scores, atol=1e-6)
+
+
+def test_the_same_config_gives_the_same_shards(ray_cluster: str, tmp_path: Path) -> None:
+    embeddings = write_table(tmp_path / "e", random_vectors(400))
+    config = IndexConfig(factory="IVF8,Flat", recall_queries=0, train_rows=200)
+    a = build_index(embeddings, str(tmp_path / "a"), config)
+    b = build_index(embeddings, str(tmp_path / "b"), config)
+    assert [shard.sha256 for shard in a.shards] == [shard.sha256 for shard in b.shards]
+
+
+def test_a_shard_is_a_file_that_faiss_reads_alone(ray_cluster: str, tmp_path: Path) -> None:
+    vectors = random_vectors(90)
+    lines: list[str] = []
+    uri = str(tmp_path / "i")
+    manifest = build_index(
+        write_table(tmp_path / "e", vectors), uri, FLAT, model_digest=DIGEST, progress=lines.append
+    )
+    assert (manifest.model_digest, manifest.dim, manifest.factory) == (DIGEST, 16, "Flat")
+    assert (manifest.embeddings.version, manifest.embeddings.rows) == (1, 90)
+    assert manifest.recall is None
+    assert manifest.build.faiss == faiss.__version__
+    found = faiss.read_index(storage.join(uri, manifest.shards[1].file)).search(vectors[60:61], 1)[1]
+    assert found.tolist() == [[60]]
+    assert any(line.startswith("shard-00001.faiss: 45 rows") for line in lines)
+    assert lines[-1].startswith(f"index {manifest.version}: 90 rows in 2 shards")
+
+
+def test_keys_are_offsets_also_after_deletions_and_appends(ray_cluster: str, tmp_path: Path) -> None:
+    uri = write_table(tmp_path / "e", random_vectors(100))
+    lance.dataset(uri).delete("id in ('item-3', 'item-60')")
+    write_table(uri, random_vectors(50, seed=1), ids=[f"new-{i}" for i in range(50)], mode="append")
+    build_index(uri, str(tmp_path / "i"), FLAT)
+    table = EmbeddingsTable.open(uri)
+    with Index.open(str(tmp_path / "i")) as index:
+        assert index.rows == 148
+        keys = index.search(table.vectors(0, 148), 1).keys[:, 0]
+        assert keys.tolist() == list(range(148))
+        assert index.payload(keys) == table.take(list(range(148)), ["id"])
+        assert index.key("new-0") == 98
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "where", "message"),
+    [
+        (0, {}, None, "has no rows"),
+        (1, {"shards": 2}, "index.shards", "2 shards of 1 rows"),
+        (
+            50,
+            {"factory": "IVF64,Flat"},
+            "index.factory",
+            "IVF64,Flat needs at least 64 rows to train .* has 50",
+        ),
+        (50, {"factory": "PQ4"}, "index.factory", "at least 256 rows"),
+        (90, {"factory": "IVF64,Flat", "train_rows": 40}, "index.train_rows", "the sample has 40"),
+        (50, {"factory": "PQ5x4"}, "index.factory", "16 dimensions"),
+    ],
+)
+def test_what_cannot_be_built_is_said_before_any_work(
+    ray_cluster: str, tmp_path: Path, rows: int, settings: dict[str, Any], where: str | None, message: str
+) -> None:
+    embeddings = write_table(tmp_path / "e", random_vectors(rows))
+    with pytest.raises(IndexArtefactError, match=message) as caught:
+        build_index(embeddings, str(tmp_path / "i"), IndexConfig(**settings))
+    assert caught.value.where == (where or embeddings)
+    assert not (tmp_path / "i").exists()
+
+
+def test_another_model_is_said_before_any_work(ray_cluster: str, tmp_path: Path) -> None:
+    embeddings = write_table(tmp_path / "e", random_vectors(10))
+    with pytest.raises(IndexArtefactError, match="of model 0123456789ab, not of ffffffffffff"):
+        build_index(embeddings, str(tmp_path / "i"), FLAT, model_digest="f" * 64)
+
+
+def test_without_ray_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(IndexArtefactError, match="not connected to Ray"):
+        build_index(str(tmp_path / "e"), str(tmp_path / "i"), FLAT)
+
+
+def test_duplicate_ids_are_named(ray_cluster: str, tmp_path: Path) -> None:
+    ids = [f"id-{i}" for i in range(30)]
+    ids[29], ids[7] = ids[2], ids[5]
+    embeddings = write_table(tmp_path / "e", random_vectors(30), ids=ids)
+    with pytest.raises(IndexArtefactError, match="occur more than once") as caught:
+        build_index(embeddings, str(tmp_path / "i"), FLAT)
+    assert "'id-2'" in caught.value.what
+    assert "'id-5'" in caught.value.what
+    assert "'id-7'" not in caught.value.what
+    assert _files(str(tmp_path / "i")) == []
+
+
+def test_a_rebuild_takes_over_in_one_step(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, uri = write_table(tmp_path / "e", random_vectors(60)), str(tmp_path / "i")
+    old = build_index(embeddings, uri, FLAT)
+    reader = Index.open(uri)
+    seen: list[list[str]] = []
+    publish = build_module.publish_manifest
+
+    def watched(where: str, manifest: Any) -> Any:
+        seen.append(_files(uri))
+        with Index.open(uri) as index:
+            assert index.version == old.version
+        return publish(where, manifest)
+
+    monkeypatch.setattr(build_module, "publish_manifest", watched)
+    vectors = random_vectors(60, seed=5)
+    write_table(tmp_path / "e", vectors)
+    new = build_index(embeddings, uri, FLAT)
+    old_files, new_files = [s.file for s in old.shards], [s.file for s in new.shards]
+    assert seen == [sorted(["manifest.json", *old_files, *new_files])]
+    assert _files(uri) == sorted(["manifest.json", *new_files])
+    assert not set(old_files) & set(new_files)
+    # A reader that was open goes on with the version that it opened.
+    assert reader.search(random_vectors(60), 1).keys[:, 0].tolist() == list(range(60))
+    with Index.open(uri) as index:
+        assert index.search(vectors, 1).keys[:, 0].tolist() == list(range(60))
+
+
+def test_a_build_that_fails_halfway_leaves_the_old_index(ray_cluster: str, tmp_path: Path) -> None:
+    vectors, uri = random_vectors(60), str(tmp_path / "i")
+    embeddings = write_table(tmp_path / "e", vectors)
+    old = build_index(embeddings, uri, FLAT)
+    spoilt = vectors.copy()
+    spoilt[45, 3] = np.nan  # the first shard is fine and gets written
+    write_table(tmp_path / "e", spoilt)
+    with pytest.raises(IndexArtefactError, match=r"NaN or infinity in 1 rows \(45"):
+        build_index(embeddings, uri, FLAT)
+    assert _files(uri) == sorted(["manifest.json", *(shard.file for shard in old.shards)])
+    with Index.open(uri) as index:
+        assert index.version == old.version
+        assert index.search(vectors, 1).keys[:, 0].tolist() == list(range(60))
+
+
+def test_a_builder_that_dies_before_publishing_leaves_the_old_index(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, uri = write_table(tmp_path / "e", random_vectors(60)), str(tmp_path / "i")
+    old = build_index(embeddings, uri, FLAT)
+    with monkeypatch.context() as patch:
+        # No exception handler runs when a process is killed: its files stay.
+        patch.setattr(build_module, "publish_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(build_module.storage, "delete", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(embeddings, uri, FLAT)
+    assert len(_files(uri)) == 5
+    assert load_manifest(uri).version == old.version
+    Index.open(uri).close()
+    # A later build leaves young leftovers alone (a build may be running beside it) and clears old ones.
+    (name,) = {f.split("/")[0] for f in _files(uri)} - {"manifest.json", old.shards[0].file.split("/")[0]}
+    leftover = Path(uri, name)
+    build_index(embeddings, uri, FLAT)
+    assert leftover.exists()
+    leftover.rename(leftover.with_name("v-20200101T000000-" + leftover.name[-8:]))
+    foreign = Path(uri, "mine", "x.faiss")
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"")
+    new = build_index(embeddings, uri, FLAT)
+    assert _files(uri) == sorted(["manifest.json", "mine/x.faiss", *(shard.file for shard in new.shards)])
+
+
+def test_a_killed_worker_is_replaced(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, marker = random_vectors(60), str(tmp_path / "killed")
+    build_shard = build_module._build_shard
+
+    def fragile(*arguments: Any) -> Any:
+        if arguments[-2] > 0 and not os.path.exists(marker):
+            with open(marker, "w"):
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+        return build_shard(*arguments)
+
+    monkeypatch.setattr(build_module, "_build_shard", fragile)
+    build_index(write_table(tmp_path / "e", vectors), str(tmp_path / "i"), FLAT)
+    assert os.path.exists(marker)
+    with Index.open(str(tmp_path / "i")) as index:
+        assert index.search(vectors, 1).keys[:, 0].tolist() == list(range(60))

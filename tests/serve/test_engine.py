@@ -1,0 +1,210 @@
+"""The coalescer, the local engine, and the spread engine over parts that are slow, dead or wrong."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayemb.index import FilterError, IndexArtefactError, Shard, load_manifest
+from rayemb.models import ImageError
+from rayemb.serve.coalesce import Coalescer
+from rayemb.serve.config import ServeConfig
+from rayemb.serve.deploy import Embedder, ShardServer
+from rayemb.serve.engine import LocalEngine
+from rayemb.serve.errors import EngineUnavailable
+from rayemb.serve.spread import Breaker, SpreadEngine
+from tests.serve.conftest import World, draw
+
+
+class TestCoalescer:
+    def test_gives_each_caller_its_results_and_merges_what_waits(self) -> None:
+        batches: list[list[int]] = []
+        first = threading.Event()
+
+        def work(items: list[int]) -> list[int]:
+            batches.append(items)
+            if len(batches) == 1:
+                first.wait(5)
+            return [item * 10 for item in items]
+
+        async def main() -> list[list[int]]:
+            with ThreadPoolExecutor(2) as pool:
+                coalesce = Coalescer(work, 4, pool)
+                lone = asyncio.create_task(coalesce([0]))
+                await asyncio.sleep(0.05)
+                others = [asyncio.create_task(coalesce([i, -i])) for i in range(1, 6)]
+                await asyncio.sleep(0.05)
+                first.set()
+                return await asyncio.gather(lone, *others)
+
+        results = asyncio.run(main())
+        assert results == [[0], *([10 * i, -10 * i] for i in range(1, 6))]
+        assert batches[0] == [0]  # a lone query does not wait
+        assert [len(batch) for batch in batches] == [1, 4, 4, 2]
+
+    def test_an_exception_goes_to_its_batch_and_the_next_works(self) -> None:
+        def work(items: list[int]) -> list[int]:
+            if 13 in items:
+                raise ValueError("unlucky")
+            return items
+
+        async def main() -> None:
+            with ThreadPoolExecutor(1) as pool:
+                coalesce = Coalescer(work, 8, pool)
+                with pytest.raises(ValueError, match="unlucky"):
+                    await coalesce([13])
+                assert await coalesce([1, 2]) == [1, 2]
+                assert await coalesce([]) == []
+
+        asyncio.run(main())
+
+    def test_a_caller_that_left_does_not_harm_the_others(self) -> None:
+        async def main() -> None:
+            with ThreadPoolExecutor(1) as pool:
+                coalesce = Coalescer(lambda items: (time.sleep(0.05), items)[1], 8, pool)
+                gone, stays = asyncio.create_task(coalesce([1])), asyncio.create_task(coalesce([2]))
+                await asyncio.sleep(0.01)
+                gone.cancel()
+                assert await stays == [2]
+                with pytest.raises(asyncio.CancelledError):
+                    await gone
+
+        asyncio.run(main())
+
+
+def test_local_engine_refuses_an_index_of_another_model(world: World) -> None:
+    with pytest.raises(IndexArtefactError, match="was built with model"):
+        LocalEngine(world.other_model_uri, world.index_uri)
+
+
+def test_one_bad_image_fails_alone(world: World, local: LocalEngine) -> None:
+    async def main() -> list[Any]:
+        good, bad = [draw("red", "star", 50)], [b"nothing"]
+        return await asyncio.gather(
+            *(local.embed_images(images) for images in (good, bad, good)), return_exceptions=True
+        )
+
+    first, second, third = asyncio.run(main())
+    assert isinstance(second, ImageError)
+    np.testing.assert_allclose(first, world.model.embed_images([draw("red", "star", 50)]), atol=1e-6)
+    np.testing.assert_array_equal(first, third)
+
+
+def test_breaker_lets_one_through_after_its_rest() -> None:
+    breaker = Breaker(0.05)
+    assert breaker.allows()
+    breaker.report(False)
+    assert not breaker.allows()
+    time.sleep(0.06)
+    assert [breaker.allows(), breaker.allows()] == [True, False]
+    breaker.report(True)
+    assert breaker.allows()
+
+
+class Handle:
+    """A deployment handle to an object in this process; when `dead`, calls wait for ever, as Serve's do."""
+
+    def __init__(self, target: Any) -> None:
+        self.target, self.dead, self.calls = target, False, 0
+
+    def __getattr__(self, name: str) -> Any:
+        handle = self
+
+        class Method:
+            @staticmethod
+            async def remote(*args: Any) -> Any:
+                handle.calls += 1
+                if handle.dead:
+                    await asyncio.sleep(3600)
+                return await getattr(handle.target, name)(*args)
+
+        return Method
+
+
+class Spread:
+    """The real parts of a spread topology, in this process."""
+
+    def __init__(self, world: World, deadline_s: float = 0.3) -> None:
+        manifest, config = load_manifest(world.index_uri), ServeConfig()
+        self.embedder = Handle(Embedder(world.model_uri, manifest.model_digest, config))
+        self.shards = [Handle(ShardServer(world.index_uri, manifest, i, config)) for i in range(2)]
+        self.engine = SpreadEngine(manifest, self.embedder, self.shards, deadline_s)
+
+
+def test_spread_equals_local(world: World, local: LocalEngine) -> None:
+    async def main() -> None:
+        spread = Spread(world).engine
+        assert spread.describe() == local.describe()
+        for engine in (spread, local):
+            with pytest.raises(FilterError, match=r"filter\.nosuch"):
+                await engine.search(np.zeros((1, 32), np.float32), 3, {"nosuch": 1})
+            with pytest.raises(ImageError):
+                await engine.embed_images([b"nothing"])
+        texts = ["red circle", "star", "blue"]
+        (ours, tokens), (theirs, counted) = await spread.embed_texts(texts), await local.embed_texts(texts)
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        assert tokens == counted
+        picture = draw("pink", "square", 77)
+        np.testing.assert_allclose(await spread.embed_images([picture]), await local.embed_images([picture]), atol=1e-6)
+        for condition in (None, {"shape": "star"}, {"colour": "nothing"}):
+            one, two = await spread.search(ours, 20, condition), await local.search(ours, 20, condition)
+            np.testing.assert_array_equal(one.keys, two.keys)
+            np.testing.assert_allclose(one.scores, two.scores, atol=1e-6)
+            assert {key: one.rows[key] for key in two.rows} == two.rows
+            assert one.missing_shards == []
+        # By an id that a search has shown, and by one that none has.
+        for number in (int(one.keys.max()), 3, 58):
+            assert await spread.image(world.rows[number]["id"]) == world.images[number]
+        assert await spread.image("nobody") is None
+        assert await spread.missing() == []
+
+    asyncio.run(main())
+
+
+def test_a_dead_shard_is_named_within_the_deadline_and_then_not_waited_for(world: World) -> None:
+    async def main() -> None:
+        spread = Spread(world, deadline_s=0.3)
+        engine, vector = spread.engine, world.vectors[:1]
+        spread.shards[1].dead = True
+        started = time.perf_counter()
+        found = await engine.search(vector, 60, None)
+        assert time.perf_counter() - started < 0.6
+        assert found.missing_shards == ["shard-1"]
+        start = load_manifest(world.index_uri).shards[1].start
+        assert set(found.keys[found.keys >= 0]) == set(range(start))
+
+        started, calls = time.perf_counter(), spread.shards[1].calls
+        again = await engine.search(vector, 5, None)
+        assert time.perf_counter() - started < 0.2  # the breaker is open
+        assert spread.shards[1].calls == calls
+        assert again.missing_shards == ["shard-1"]
+        assert await engine.missing() == ["shard-1"]
+        with pytest.raises(EngineUnavailable):  # not "there is no such picture"
+            await engine.image(world.rows[-1]["id"])
+
+        spread.shards[1].dead = False
+        await asyncio.sleep(0.35)
+        assert (await engine.search(vector, 60, None)).missing_shards == []
+
+        spread.shards[0].dead = spread.shards[1].dead = True
+        with pytest.raises(EngineUnavailable, match="no shard"):
+            await engine.search(vector, 5, None)
+        spread.embedder.dead = True
+        with pytest.raises(EngineUnavailable, match="embedder"):
+            await engine.embed_texts(["a"])
+
+    asyncio.run(main())
+
+
+def test_embedder_refuses_a_model_that_changed(world: World) -> None:
+    with pytest.raises(ValueError, match="has changed"):
+        Embedder(world.other_model_uri, str(world.model.digest), ServeConfig())
+
+
+def test_shards_are_those_of_the_index(world: World) -> None:
+    manifest = load_manifest(world.index_uri)
+    assert sum(Shard.open(world.index_uri, manifest, i).rows for i in range(2)) == len(world.rows)
