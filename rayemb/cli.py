@@ -120,17 +120,15 @@ def search(
 
     if text is None and image is None:
         raise RayembError("nothing to look for", where="search", fix="give a text, --image, or both")
-    chosen = {}
-    for item in where or []:
-        column, separator, value = item.partition("=")
-        if not separator:
-            raise RayembError("a filter is written column=value", where=f"--filter {item}")
-        chosen[column] = value
+    if unreadable := [item for item in where or [] if "=" not in item]:
+        raise RayembError("a filter is written column=value", where=f"--filter {unreadable[0]}")
     try:
         picture = image.read_bytes() if image else None
     except OSError as error:
         raise RayembError(f"cannot read the image ({error.strerror})", where=f"--image {image}") from error
-    answer = Client(url).search(text=text, image=picture, k=k, filter=chosen or None)
+    client = Client(url)
+    chosen = client.parse_filter(dict(item.split("=", 1) for item in where)) if where else None
+    answer = client.search(text=text, image=picture, k=k, filter=chosen)
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
     else:

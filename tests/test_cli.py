@@ -32,10 +32,13 @@ def rayemb(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
     def run(*arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["rayemb", *arguments])
         monkeypatch.setattr(cli, "errors", Console(stderr=True, highlight=False, soft_wrap=True, width=200))
-        with pytest.raises(SystemExit) as ended:
+        try:
             cli.main()
-            sys.exit(0)
-        return Answer(int(ended.value.code or 0), *capfd.readouterr())
+            code: object = 0
+        except SystemExit as ended:
+            code = ended.code
+        assert isinstance(code, int | None)
+        return Answer(code or 0, *capfd.readouterr())
 
     return run
 

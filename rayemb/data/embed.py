@@ -106,7 +106,7 @@ def encode_images(
     rows = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(decode, batch_size=1, num_cpus=0.5)
     return rows.map_batches(
         Encoder,
-        fn_constructor_args=(list(model_uris), image_size),
+        fn_constructor_args=(list(model_uris), image_size, "cuda" if config.gpus_per_worker else "cpu"),
         batch_size=config.batch_size,
         batch_format="pyarrow",
         num_cpus=config.cpus_per_worker,
@@ -118,15 +118,14 @@ def encode_images(
 class Encoder:
     """One encoder of the pool: pixels in, a vector column per model out."""
 
-    def __init__(self, model_uris: list[str], image_size: int) -> None:
+    def __init__(self, model_uris: list[str], image_size: int, device: str) -> None:
         import torch
 
         torch.set_num_threads(1)
         self.models = [Model.load(uri) for uri in model_uris]
         self.shape = (3, image_size, image_size)
-        if torch.cuda.is_available():
-            for model in self.models:
-                model.network.to("cuda")
+        for model in self.models:
+            model.network.to(device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replaces the pixels by `vector`, `vector_1`, ... of each model."""

@@ -47,6 +47,9 @@ class EmbeddingsTable:
         try:
             dataset = lance.dataset(uri, version=version, storage_options=storage.lance_options(uri))
         except (ValueError, OSError) as error:
+            if "not found" not in str(error).lower():
+                reason = " ".join(str(error).split())[:200]
+                raise EmbeddingsError(f"the embeddings table cannot be opened ({reason})", where=uri) from error
             what = "no such embeddings table" if version is None else f"no version {version} of this embeddings table"
             raise EmbeddingsError(what, where=uri, fix="run `rayemb embed` first") from error
         metadata = {key.decode(): value.decode() for key, value in (dataset.schema.metadata or {}).items()}

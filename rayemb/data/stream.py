@@ -44,6 +44,8 @@ def plan(groups: list[RowGroup], *, seed: int, start: int, stop: int) -> Iterato
     per_epoch = sum(group.rows for group in groups)
     if not per_epoch:
         raise CorpusError("the split has no rows", where="train.split")
+    if start >= stop:  # a run that is at its end asks for nothing
+        return
     epoch = start // per_epoch
     position = epoch * per_epoch
     while position < stop:

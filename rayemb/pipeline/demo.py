@@ -65,7 +65,7 @@ def serve_until_interrupted(config: RunConfig, display: Display | None = None) -
     with connect(config.cluster):
         with display.stage("Start the service"):
             server = start(config.uri("model"), config.uri("index"), config.serve)
-        display.result(f"web page {server.url}/, API {server.url}/docs", config.uri("index"))
+        display.result(f"web page {server.url}/, API described at {server.url}/openapi.json", config.uri("index"))
         try:
             _wait()
         finally:

@@ -117,13 +117,14 @@ def train(
 def _fit(job: Job, corpus: Corpus, name: str, runs_uri: str, callbacks: list[Any] | None) -> None:
     config = job.config
     storage_path = storage.normalise(runs_uri)
+    start_row = _last_row(f"{storage_path}/{name}")
     dataset = train_stream(
         corpus,
         config.split,
         tokenizer=job.tokenizer,
         image_size=config.model.image.image_size,
         seed=config.seed,
-        start=_last_row(f"{storage_path}/{name}"),
+        start=start_row,
         stop=config.steps * config.batch_size,
         block_rows=config.batch_size // config.workers,
         fraction=config.fraction,
@@ -137,7 +138,7 @@ def _fit(job: Job, corpus: Corpus, name: str, runs_uri: str, callbacks: list[Any
         environment["DS_ACCELERATOR"] = "cpu"
     TorchTrainer(
         run_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "start_row": start_row},
         datasets={"train": dataset},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(

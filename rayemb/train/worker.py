@@ -51,7 +51,7 @@ def run_worker(job_config: dict[str, Any]) -> dict[str, Any]:
     model = Model.create(config.model, job.tokenizer, config.seed)
     objective = Objective(model.network.train(), InfoNCE(config.loss)).to(device)
     engine = create_engine(objective, config)
-    step, history = _restore(engine)
+    step, history = _restore(engine, job_config["start_row"])
     validation = _validation_rows(job, rank, world, device)
     batches = _batches(ray.train.get_dataset_shard("train"), config.batch_size // world, device)
     started, first_step = time.monotonic(), step
@@ -77,8 +77,7 @@ def run_worker(job_config: dict[str, Any]) -> dict[str, Any]:
         history.append(metrics)
         if rank == 0:
             job.log.add.remote(metrics)
-        position = int(batch["position"].max()) + 1
-        _report(engine, metrics, history, position, rank, save=last or step % config.checkpoint_every == 0)
+        _report(engine, metrics, history, batch, rank, save=last or step % config.checkpoint_every == 0)
     weights = full_state(engine, objective.network, config.zero_stage)
     if weights is not None:
         _save(job, weights, history, objective.loss.temperature)
@@ -94,15 +93,22 @@ def _batches(shard: Any, rows: int, device: torch.device) -> Iterator[dict[str, 
         yield tensors
 
 
-def _restore(engine: Any) -> tuple[int, list[dict[str, Any]]]:
-    """The step and history of the last checkpoint, its state loaded into the engine; (0, []) without one."""
+def _restore(engine: Any, start_row: int) -> tuple[int, list[dict[str, Any]]]:
+    """The step and history of the last checkpoint, its state loaded into the engine; (0, []) without one.
+
+    `start_row` is where the data begin: the checkpoint must be the one that the driver planned them for.
+    """
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
+        if start_row:
+            raise RuntimeError(f"the data begin at row {start_row}, but there is no checkpoint")
         return 0, []
     with checkpoint.as_directory() as folder:
         position = json.loads((Path(folder) / POSITION).read_text())
+        if position["row"] != start_row:
+            raise RuntimeError(f"the data begin at row {start_row}, the checkpoint stands at {position['row']}")
         path, _ = engine.load_checkpoint(folder, tag=position["tag"])
         if path is None:
             raise RuntimeError(f"the checkpoint {checkpoint.path} holds no engine state")
@@ -110,7 +116,13 @@ def _restore(engine: Any) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _report(
-    engine: Any, metrics: dict[str, Any], history: list[dict[str, Any]], position: int, rank: int, *, save: bool
+    engine: Any,
+    metrics: dict[str, Any],
+    history: list[dict[str, Any]],
+    batch: dict[str, torch.Tensor],
+    rank: int,
+    *,
+    save: bool,
 ) -> None:
     import ray.train
     from ray.train import Checkpoint
@@ -121,9 +133,12 @@ def _report(
     # Every rank writes its own part; Ray Train merges the folders in storage.
     folder = tempfile.mkdtemp(prefix="rayemb-checkpoint-")
     tag = f"step-{metrics['step']}"
+    # The row after the last one of *any* rank: a rank holds only its slice of the global batch.
+    row = batch["position"].max() + 1
+    torch.distributed.all_reduce(row, op=torch.distributed.ReduceOp.MAX)
     engine.save_checkpoint(folder, tag=tag)
     if rank == 0:
-        state = {"step": metrics["step"], "tag": tag, "row": position, "history": history}
+        state = {"step": metrics["step"], "tag": tag, "row": int(row), "history": history}
         (Path(folder) / POSITION).write_text(json.dumps(state))
     ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), delete_local_checkpoint_after_upload=True)
 

@@ -46,7 +46,7 @@ CONFIG = {
     "max_text_chars": 100,
     "image_limits": {"max_pixels": 1600},
     "row_group_rows": 4,
-    "test_fraction": 0.3,
+    "test_fraction": 0.45,
 }
 
 

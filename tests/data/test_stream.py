@@ -100,8 +100,8 @@ def numbers(batch: Batch) -> list[int]:
     return [int(p[0, 0, 0]) + 256 * int(p[1, 0, 0]) for p in batch["pixels"]]
 
 
-def decoded(corpus: Corpus, start: int, stop: int, seed: int = 3) -> Batch:
-    decoder = Decoder(TOKENIZER, 8, seed, start, stop, ImageLimits())
+def decoded(corpus: Corpus, start: int, stop: int, seed: int = 3, main_caption: float = 0.5) -> Batch:
+    decoder = Decoder(TOKENIZER, 8, seed, start, stop, main_caption, ImageLimits())
     parts = [decoder(unit) for unit in plan(corpus.row_groups("train"), seed=seed, start=start, stop=stop)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -125,12 +125,19 @@ def test_every_row_once_an_epoch_and_two_epochs_in_different_order(corpus: Corpu
     assert order[:ROWS] != sorted(order[:ROWS])
 
 
-def test_captions_are_drawn_anew_each_epoch(corpus: Corpus) -> None:
-    batch = decoded(corpus, 0, 4 * ROWS)
+@pytest.mark.parametrize(("main_caption", "expected"), [(0.0, 1 / 3), (0.5, 2 / 3), (1.0, 1.0)])
+def test_captions_are_drawn_anew_each_epoch_the_main_one_more_often(
+    corpus: Corpus, main_caption: float, expected: float
+) -> None:
+    batch = decoded(corpus, 0, 8 * ROWS, main_caption=main_caption)
     drawn: dict[int, set[bytes]] = {}
+    main = 0
     for n, tokens in zip(numbers(batch), batch["tokens"], strict=True):
         drawn.setdefault(n, set()).add(tokens.tobytes())
-    assert sum(len(captions) > 1 for captions in drawn.values()) > ROWS * 0.8
+        main += bool((tokens == TOKENIZER([f"text {n}"], pad_to=TOKENIZER.max_length)[0]).all())
+    assert abs(main / (8 * ROWS) - expected) < 0.06
+    several = sum(len(captions) > 1 for captions in drawn.values())
+    assert several == 0 if main_caption == 1 else several > ROWS * 0.8
 
 
 def test_rows_are_shuffled_within_a_unit(corpus: Corpus) -> None:

@@ -63,8 +63,6 @@ def test_a_killed_worker_changes_nothing_of_the_result(corpus: str, tmp_path: Pa
     assert [row["step"] for row in resumed.info["training"]] == list(range(1, 31))
     # Single-threaded workers on a CPU: the same numbers to the last bit, whatever happened in between.
     assert [row["loss"] for row in resumed.info["training"]] == [row["loss"] for row in whole.info["training"]]
-    names = [row["pairs_per_second"] for row in resumed.info["training"]]
-    assert len(names) == 30
 
 
 def test_more_workers_than_cpus_is_an_error_and_no_wait(corpus: str, tmp_path: Path) -> None:

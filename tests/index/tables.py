@@ -60,9 +60,7 @@ def naive_search(
     all_scores, all_keys = [], []
     for query in queries:
         scored = [
-            (-float(np.dot(query, vector)), key)
-            for key, vector in enumerate(vectors)
-            if keep is None or keep[key]
+            (-float(np.dot(query, vector)), key) for key, vector in enumerate(vectors) if keep is None or keep[key]
         ]
         best = sorted(scored)[:k]
         missing = k - len(best)

@@ -22,9 +22,7 @@ def _files(uri: str) -> list[str]:
     return [file.removeprefix(uri + "/") for file in storage.list_files(uri)]
 
 
-def test_shards_find_what_one_shard_finds_when_all_neighbours_lie_in_one(
-    ray_cluster: str, tmp_path: Path
-) -> None:
+def test_shards_find_what_one_shard_finds_when_all_neighbours_lie_in_one(ray_cluster: str, tmp_path: Path) -> None:
     # Sorted by the first coordinate: the neighbours of an extreme row are all in the first or the last shard.
     vectors = exact_vectors(601)
     vectors = vectors[np.argsort(vectors[:, 0], kind="stable")]
@@ -72,9 +70,7 @@ def test_a_shard_is_a_file_that_faiss_reads_alone(ray_cluster: str, tmp_path: Pa
     vectors = random_vectors(90)
     lines: list[str] = []
     uri = str(tmp_path / "i")
-    manifest = build_index(
-        write_table(tmp_path / "e", vectors), uri, FLAT, model_digest=DIGEST, progress=lines.append
-    )
+    manifest = build_index(write_table(tmp_path / "e", vectors), uri, FLAT, model_digest=DIGEST, progress=lines.append)
     assert (manifest.model_digest, manifest.dim, manifest.factory) == (DIGEST, 16, "Flat")
     assert (manifest.embeddings.version, manifest.embeddings.rows) == (1, 90)
     assert manifest.recall is None
@@ -149,9 +145,7 @@ def test_duplicate_ids_are_named(ray_cluster: str, tmp_path: Path) -> None:
     assert _files(str(tmp_path / "i")) == []
 
 
-def test_a_rebuild_takes_over_in_one_step(
-    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rebuild_takes_over_in_one_step(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, uri = write_table(tmp_path / "e", random_vectors(60)), str(tmp_path / "i")
     old = build_index(embeddings, uri, FLAT)
     reader = Index.open(uri)
@@ -220,9 +214,7 @@ def test_a_builder_that_dies_before_publishing_leaves_the_old_index(
     assert _files(uri) == sorted(["manifest.json", "mine/x.faiss", *(shard.file for shard in new.shards)])
 
 
-def test_a_killed_worker_is_replaced(
-    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_worker_is_replaced(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, marker = random_vectors(60), str(tmp_path / "killed")
     build_shard = build_module._build_shard
 

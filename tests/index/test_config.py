@@ -18,9 +18,7 @@ def test_an_unknown_factory_is_an_error_that_names_its_key(factory: str) -> None
     assert [key for key, _ in caught.value.problems] == ["factory"]
 
 
-@pytest.mark.parametrize(
-    "override", ["shards=0", "nprobe=0", "metric=l2", "min_recall=1.1", "nprob=3", "seed=-1"]
-)
+@pytest.mark.parametrize("override", ["shards=0", "nprobe=0", "metric=l2", "min_recall=1.1", "nprob=3", "seed=-1"])
 def test_values_out_of_range_are_errors_that_name_their_key(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(IndexConfig, overrides=[override])

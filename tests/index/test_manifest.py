@@ -68,9 +68,7 @@ def test_a_missing_manifest_says_that_there_is_no_index(tmp_path: Path) -> None:
         ({"shards": []}, "shards"),
     ],
 )
-def test_a_manifest_that_is_not_whole_is_refused(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_a_manifest_that_is_not_whole_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({**DOCUMENT, **change}))
     with pytest.raises(IndexArtefactError, match=message):
         load_manifest(str(tmp_path))

@@ -24,8 +24,7 @@ TYPES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
 def _table(draw: st.DrawFn) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rows = draw(st.integers(0, 12))
     columns = {
-        name: draw(st.lists(st.none() | values, min_size=rows, max_size=rows))
-        for name, (_, values) in TYPES.items()
+        name: draw(st.lists(st.none() | values, min_size=rows, max_size=rows)) for name, (_, values) in TYPES.items()
     }
     named = draw(st.lists(st.sampled_from(sorted(TYPES)), unique=True, max_size=2))
     conditions = {name: draw(TYPES[name][1]) for name in named}
@@ -59,9 +58,7 @@ def test_a_mask_is_equality_of_every_field(table: tuple[list[dict[str, Any]], di
         ("single", math.nan, "expected a finite number, got nan"),
     ],
 )
-def test_a_filter_that_does_not_fit_is_an_error_that_names_its_field(
-    name: str, value: Any, message: str
-) -> None:
+def test_a_filter_that_does_not_fit_is_an_error_that_names_its_field(name: str, value: Any, message: str) -> None:
     with pytest.raises(FilterError, match=message) as caught:
         _payload([]).mask({name: value})
     assert caught.value.where == f"filter.{name}"

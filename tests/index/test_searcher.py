@@ -72,9 +72,7 @@ def test_embeddings_of_another_model_are_refused(flat: Built, tmp_path: Path) ->
     other = flat.copy(tmp_path)
     path = Path(other.uri) / "manifest.json"
     path.write_text(path.read_text().replace(DIGEST, "f" * 64))
-    with pytest.raises(
-        IndexArtefactError, match="built with model ffffffffffff and the embeddings are of model"
-    ):
+    with pytest.raises(IndexArtefactError, match="built with model ffffffffffff and the embeddings are of model"):
         Index.open(other.uri, model_digest="f" * 64)
 
 
@@ -150,9 +148,7 @@ def test_an_index_is_built_and_opened_on_s3(
     assert hits.keys.tolist() == naive_search(flat.vectors, flat.vectors[:5], 10)[1]
 
 
-def test_damage_on_s3_is_refused_and_damage_to_the_copy_is_mended(
-    bucket: str, flat: Built, tmp_path: Path
-) -> None:
+def test_damage_on_s3_is_refused_and_damage_to_the_copy_is_mended(bucket: str, flat: Built, tmp_path: Path) -> None:
     uri = f"{bucket}/index"
     for file in storage.list_files(flat.uri):
         storage.write_bytes(storage.join(uri, file.removeprefix(flat.uri + "/")), storage.read_bytes(file))

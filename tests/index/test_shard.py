@@ -84,9 +84,7 @@ def test_a_flipped_byte_is_refused_and_the_file_named(flat: Built, tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", [None, b""])
-def test_a_missing_or_empty_file_is_refused_and_named(
-    flat: Built, tmp_path: Path, content: bytes | None
-) -> None:
+def test_a_missing_or_empty_file_is_refused_and_named(flat: Built, tmp_path: Path, content: bytes | None) -> None:
     damaged = flat.copy(tmp_path)
     path = damaged.shard_path(2)
     path.unlink()
@@ -111,9 +109,7 @@ def test_threads_share_a_shard(flat: Built) -> None:
     tasks = [(row, filters[row % 4]) for row in range(200)]
     expected = [shard.search(flat.vectors[row : row + 1], 7, chosen)[1].tolist() for row, chosen in tasks]
     with ThreadPoolExecutor(8) as pool:
-        found = list(
-            pool.map(lambda task: shard.search(flat.vectors[task[0]][None], 7, task[1])[1].tolist(), tasks)
-        )
+        found = list(pool.map(lambda task: shard.search(flat.vectors[task[0]][None], 7, task[1])[1].tolist(), tasks))
     assert found == expected
 
 
@@ -123,9 +119,7 @@ def _one_shard(folder: Path, factory: str, nprobe: int = 16) -> tuple[Shard, np.
     embeddings = write_table(folder / "e", vectors, {"rare": [row % 100 == 3 for row in range(600)]})
     version = EmbeddingsTable.open(embeddings).version
     config = IndexConfig(factory=factory)
-    file = _build_shard(
-        _train(embeddings, version, config), embeddings, version, str(folder), "s.faiss", 0, 600
-    )
+    file = _build_shard(_train(embeddings, version, config), embeddings, version, str(folder), "s.faiss", 0, 600)
     manifest = Manifest(
         created="now",
         model_digest=DIGEST,
@@ -151,7 +145,9 @@ def test_one_percent_is_found_whole_by_any_type(factory: str, tmp_path: Path) ->
 
 
 def test_ties_for_the_last_place_go_to_the_lowest_keys_whatever_their_number(tmp_path: Path) -> None:
-    vectors = np.tile(random_vectors(1), (600, 1))
+    # Five better rows come last and push five of the ties that came first out of FAISS's heap.
+    tied, better = np.repeat(np.array([[0.5], [1.0]], np.float32), 4, axis=1) * [[1, 1, 1, 1], [1, 0, 0, 0]]
+    vectors = np.concatenate([np.tile(tied, (595, 1)), np.tile(better, (5, 1))]).astype(np.float32)
     embeddings = write_table(tmp_path / "e", vectors)
     config = IndexConfig(factory="Flat")
     file = _build_shard(_train(embeddings, 1, config), embeddings, 1, str(tmp_path), "s.faiss", 0, 600)
@@ -160,12 +156,12 @@ def test_ties_for_the_last_place_go_to_the_lowest_keys_whatever_their_number(tmp
         model_digest=DIGEST,
         embeddings=EmbeddingsRef(uri=embeddings, version=1, rows=600),
         metric="inner_product",
-        dim=16,
+        dim=4,
         factory="Flat",
         nprobe=1,
         ef_search=1,
         shards=(file,),
         build=BuildFigures(seconds=0, train_rows=0, faiss=""),
     )
-    _, keys = Shard.open(str(tmp_path), manifest, 0).search(vectors[:3], 10)
-    assert keys.tolist() == [list(range(10))] * 3
+    _, keys = Shard.open(str(tmp_path), manifest, 0).search(np.tile(better, (3, 1)), 10)
+    assert keys.tolist() == [[595, 596, 597, 598, 599, 0, 1, 2, 3, 4]] * 3

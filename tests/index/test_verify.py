@@ -49,9 +49,7 @@ def test_another_model_or_a_missing_table_is_reported(flat: Built, tmp_path: Pat
 def test_recall_is_the_share_of_true_neighbours_found(ray_cluster: str, tmp_path: Path) -> None:
     vectors = random_vectors(800, 16)
     embeddings = write_table(tmp_path / "e", vectors)
-    config = IndexConfig(
-        factory="IVF32,Flat", nprobe=1, recall_queries=60, recall_k=5, min_recall=0.9, seed=3
-    )
+    config = IndexConfig(factory="IVF32,Flat", nprobe=1, recall_queries=60, recall_k=5, min_recall=0.9, seed=3)
     manifest = build_index(embeddings, str(tmp_path / "i"), config)
     recall = manifest.recall
     assert recall is not None
