@@ -20,13 +20,13 @@ trap 'rm -rf "$work"' EXIT
 cp -R "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$root/rayemb" "$work"
 
 if [ "$flavour" = cpu ]; then
-    # torch's builds without CUDA (2.x.y+cpu, as pinned) are in PyTorch's own index only.
+    # torch's builds without CUDA (2.x.y+cpu, which satisfy the pin and win over 2.x.y) are in its own index only.
     cp "$root/constraints.txt" "$work"
     set -- --extra-index-url "${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}" "$@"
 else
-    # The pins come from a machine without a GPU: the same torch, but the ordinary build, which brings CUDA; and the
-    # FAISS that it has no pin for.
-    sed 's/+cpu$//' "$root/constraints.txt" >"$work/constraints.txt"
+    # The pins come from a machine without a GPU: they lack only the
+    # FAISS for it.
+    cp "$root/constraints.txt" "$work"
     echo "faiss-gpu-cu12==1.14.1.post1" >>"$work/constraints.txt"
 fi
 

@@ -1,8 +1,11 @@
 """Clusters: the private one starts, is used and leaves nothing behind."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -38,7 +41,8 @@ def test_inside_a_connected_process_that_connection_is_used(ray_cluster: str) ->
     import ray
 
     with connect(ClusterConfig(num_cpus=1)) as address:
-        assert address == ray_cluster
+        # Ray writes a loopback address as the node's own; the port tells the cluster.
+        assert address.rpartition(":")[2] == ray_cluster.rpartition(":")[2]
     assert ray.is_initialized()
 
 
@@ -58,11 +62,22 @@ def test_ports_are_distinct_and_above_rays_own() -> None:
 def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYEMB_TEST_A", "before")
     monkeypatch.delenv("RAYEMB_TEST_B", raising=False)
-    with pytest.raises(RuntimeError), _environment({"RAYEMB_TEST_A": "1", "RAYEMB_TEST_B": "2"}):
-        assert (os.environ["RAYEMB_TEST_A"], os.environ["RAYEMB_TEST_B"]) == ("1", "2")
+    inside = None
+    with contextlib.suppress(RuntimeError), _environment({"RAYEMB_TEST_A": "1", "RAYEMB_TEST_B": "2"}):
+        inside = (os.environ["RAYEMB_TEST_A"], os.environ["RAYEMB_TEST_B"])
         raise RuntimeError
+    assert inside == ("1", "2")
     assert os.environ["RAYEMB_TEST_A"] == "before"
     assert "RAYEMB_TEST_B" not in os.environ
+
+
+def jobs_status(dashboard: str, token: str | None) -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{dashboard}/api/jobs/", headers=headers)) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 # In a process of its own: this one may be connected to the session's cluster already.
@@ -81,6 +96,10 @@ def test_a_private_head_starts_is_used_and_leaves_nothing() -> None:
     with local_head(ClusterConfig(num_cpus=1, object_store_mb=80, trial_slots=3), env={"RAYEMB_TEST": "1"}) as head:
         folder = head.log.parent
         assert head.process.poll() is None
+        # Its job server runs whatever it is sent: only for those who hold the token.
+        assert jobs_status(head.dashboard, token=None) in (401, 403)
+        assert jobs_status(head.dashboard, token="0" * 64) in (401, 403)
+        assert jobs_status(head.dashboard, token=head.token) == 200
         environment = {**os.environ, **head.environment()}
         run = subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True, check=False)
         assert f"at {head.address} 42 3.0\ndone False" in run.stdout, run.stderr
@@ -89,16 +108,6 @@ def test_a_private_head_starts_is_used_and_leaves_nothing() -> None:
     assert not folder.exists()
     left = {pid: command for pid, command in processes().items() if pid not in before and str(folder) in command}
     assert not left
-
-
-@pytest.mark.slow
-def test_without_the_token_nobody_gets_in() -> None:
-    with local_head(ClusterConfig(num_cpus=1, object_store_mb=80)) as head:
-        environment = {**os.environ, **head.environment(), "RAY_AUTH_TOKEN": "0" * 64}
-        run = subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True, check=False)
-        assert run.returncode != 0
-        assert "42" not in run.stdout
-        assert head.process.poll() is None
 
 
 def test_a_head_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Configs of the data room."""
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayemb.config import Config
 from rayemb.data.sources import AnySource, DemoSource
@@ -22,6 +22,12 @@ class CorpusConfig(Config):
     max_text_chars: int = Field(2000, ge=1, description="longer texts are set aside")
     image_limits: ImageLimits = ImageLimits()
     row_group_rows: int = Field(64, ge=1, description="rows per Parquet row group: the grain of shuffling")
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _default_source(cls, value: object) -> object:
+        # So that `corpus.source.limit=1000` alone means the source that one gets when saying nothing.
+        return {"name": "demo", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _fractions(self) -> "CorpusConfig":

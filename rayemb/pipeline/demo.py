@@ -15,7 +15,7 @@ from rayemb.pipeline.stages import run_stage
 from rayemb.serve import Client
 from rayemb.serve.deploy import Server, start
 
-TEXT_QUERY = "red heart"
+TEXT_QUERY = "shopping cart"
 SHOWN_HITS = 5
 
 

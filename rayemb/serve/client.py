@@ -4,7 +4,7 @@ import base64
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 
 from rayemb.serve.api import IndexInfo, SearchResponse
 from rayemb.serve.errors import ServeError
+
+
+_PARSERS: dict[str, Callable[[str], str | int | float | bool]] = {
+    "integer": int,
+    "number": float,
+    "boolean": lambda text: {"true": True, "false": False}[text.lower()],
+}
 
 
 class Client:
@@ -57,6 +64,22 @@ class Client:
     def index(self) -> IndexInfo:
         """What is served."""
         return IndexInfo.model_validate(self._json("/v1/index"))
+
+    def parse_filter(self, texts: Mapping[str, str]) -> dict[str, str | int | float | bool]:
+        """A filter whose values have the types of the index's columns, from texts such as a command line has.
+
+        Columns that the index lacks are passed on as they are: the server's answer names those that there are.
+        Raises ServeError for a text that is not a value of its column's type.
+        """
+        types = self.index().payload_types
+        chosen: dict[str, str | int | float | bool] = {}
+        for column, text in texts.items():
+            kind = types.get(column, "string")
+            try:
+                chosen[column] = _PARSERS.get(kind, str)(text)
+            except (KeyError, ValueError) as error:
+                raise ServeError(f"{text!r} is no {kind}", where=f"filter.{column}", field=column) from error
+        return chosen
 
     def image(self, image_url: str) -> bytes:
         """The picture behind a hit's `image_url`."""

@@ -1,5 +1,6 @@
 """Configs: YAML and overrides in, every wrong key named, the same config out again."""
 
+import contextlib
 import json
 import math
 import pickle
@@ -38,7 +39,7 @@ class Colour(Config):
 
 class Drawing(Config):
     shape: Annotated[Circle | Square, Field(discriminator="name")] = Circle()
-    shapes: list[Annotated[Circle | Square, Field(discriminator="name")]] = []
+    shapes: list[Annotated[Circle | Square, Field(discriminator="name")]] = Field(default_factory=list)
     colour: Colour = Colour()
     title: str = "none"
     scale: float = 1.0
@@ -172,7 +173,7 @@ def test_a_file_with_keys_that_are_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_broken_yaml_names_the_file_and_the_line(tmp_path: Path) -> None:
     path = written(tmp_path, "title: a\nshape: [1,\n")
-    with pytest.raises(ConfigError, match="not valid YAML.*line 3") as caught:
+    with pytest.raises(ConfigError, match=r"not valid YAML.*line 3") as caught:
         load(Drawing, path)
     assert caught.value.where == str(path)
 
@@ -242,19 +243,16 @@ def test_any_document_gives_a_config_or_a_config_error(
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
     try:
-        config = load(Drawing, path)
+        ok = math.isfinite(load(Drawing, path).scale)
     except ConfigError as error:
-        assert str(path) in str(error)
-    else:
-        assert not math.isnan(config.scale)
+        ok = str(path) in str(error)
+    assert ok
 
 
 @given(st.text())
 def test_any_override_gives_a_config_or_a_config_error(text: str) -> None:
-    try:
-        load(Drawing, None, [text])
-    except ConfigError as error:
-        assert str(error)
+    with contextlib.suppress(ConfigError):
+        assert math.isfinite(load(Drawing, None, [text]).scale)
 
 
 @pytest.mark.parametrize("model", [Drawing, TwoTowerConfig, InfoNCEConfig, CorpusConfig, EmbedConfig])

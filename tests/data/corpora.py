@@ -36,6 +36,15 @@ def rows(start: int, count: int, concepts: int = 10_000) -> list[dict[str, Any]]
     ]
 
 
+def corrupt(shard: Path, group: int, column: str = "image") -> None:
+    """Flips one bit in the middle of a column of a row group."""
+    metadata = pq.read_metadata(shard).row_group(group)
+    (chunk,) = (c for c in map(metadata.column, range(metadata.num_columns)) if c.path_in_schema == column)
+    content = bytearray(shard.read_bytes())
+    content[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size // 2] ^= 1
+    shard.write_bytes(content)
+
+
 def write_corpus(root: Path, shards: dict[str, list[int]], group_rows: int = 5, concepts: int = 10_000) -> Corpus:
     """A corpus whose split `name` has a shard for each number of rows in `shards[name]`, rows numbered throughout."""
     splits: dict[str, Any] = {}

@@ -58,7 +58,14 @@ def source_rows() -> list[dict[str, Any]]:
     ]
     rows = good[: GOOD - len(BAD)]
     for number, (row, (reason, change)) in enumerate(zip(good[GOOD - len(BAD) :], BAD, strict=True)):
-        bad = {"id": f"bad-{number}", "image": png(1000 + number), "text": "bad", "kind": "kind 1", "split": None, **change}
+        bad = {
+            "id": f"bad-{number}",
+            "image": png(1000 + number),
+            "text": "bad",
+            "kind": "kind 1",
+            "split": None,
+            **change,
+        }
         if reason == "truncated_image":
             bad["image"] = jpeg_cut_short()
         rows += [row, bad]
@@ -75,7 +82,13 @@ def write_source(folder: Path, rows: list[dict[str, Any]], files: int = 2, group
     folder.mkdir(parents=True, exist_ok=True)
     per_file = -(-len(rows) // files)
     schema = pa.schema(
-        [("id", pa.string()), ("image", pa.binary()), ("text", pa.string()), ("kind", pa.string()), ("split", pa.string())]
+        [
+            ("id", pa.string()),
+            ("image", pa.binary()),
+            ("text", pa.string()),
+            ("kind", pa.string()),
+            ("split", pa.string()),
+        ]
     )
     for number in range(files):
         part = rows[number * per_file : (number + 1) * per_file]
@@ -220,7 +233,7 @@ def test_too_many_bad_rows_are_an_error_that_names_the_reasons(source: Path, tmp
 
 def test_a_source_without_rows_is_an_error(tmp_path: Path) -> None:
     write_source(tmp_path / "empty", [], files=1)
-    with pytest.raises(CorpusError, match="no rows|no usable row"):
+    with pytest.raises(CorpusError, match=r"no rows|no usable row"):
         build_corpus(config_for(tmp_path / "empty"), str(tmp_path / "corpus"))
 
 
@@ -269,13 +282,17 @@ def test_a_corpus_can_be_the_source_of_another(built: Corpus, tmp_path: Path) ->
     source = {"name": "parquet", "uri": built.uri, "columns": {"concept": "concept"}}
     again = build_corpus(from_mapping(CorpusConfig, {"source": source, **CONFIG}), str(tmp_path / "again"))
     assert again.manifest["rows"] == GOOD
-    assert {k: v["split"] for k, v in shard_rows(again).items()} == {k: v["split"] for k, v in shard_rows(built).items()}
+    assert {k: v["split"] for k, v in shard_rows(again).items()} == {
+        k: v["split"] for k, v in shard_rows(built).items()
+    }
 
 
 # -- the place -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["holiday.jpg", "split=train/part-0.parquet", "_quarantine/notes.txt", "sub/corpus.json"])
+@pytest.mark.parametrize(
+    "name", ["holiday.jpg", "split=train/part-0.parquet", "_quarantine/notes.txt", "sub/corpus.json"]
+)
 def test_a_folder_with_other_files_is_refused_and_left_alone(source: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "mine" / name
     path.parent.mkdir(parents=True)
@@ -294,7 +311,11 @@ def test_the_sources_own_folder_is_refused(source: Path) -> None:
 
 
 def test_leftovers_of_every_kind_are_cleared(tmp_path: Path) -> None:
-    for name in ("split=a b/shard-00001.parquet", "split=x/shard-00001.parquet.0f.tmp", "_quarantine/shard-00001.parquet"):
+    for name in (
+        "split=a b/shard-00001.parquet",
+        "split=x/shard-00001.parquet.0f.tmp",
+        "_quarantine/shard-00001.parquet",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     _clear(str(tmp_path))

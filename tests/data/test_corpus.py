@@ -1,5 +1,6 @@
 """Reading a corpus: what is on disk is what the manifest says, or it is refused by name."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from rayemb.data import Corpus, CorpusError
 from rayemb.data.corpus import concept_ids, read_row_group
-from tests.data.corpora import png, rows, write_corpus
+from tests.data.corpora import corrupt, png, rows, write_corpus
 
 
 @pytest.fixture
@@ -88,11 +89,7 @@ def test_verify_finds_a_flipped_byte(corpus: Corpus, number: int) -> None:
 def test_reading_finds_a_flipped_byte_by_the_pages_checksum(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", {"train": [8]}, group_rows=4)
     groups = corpus.row_groups("train")
-    metadata = pq.ParquetFile(shard(corpus)).metadata.row_group(1).column(1)
-    content = bytearray(shard(corpus).read_bytes())
-    start = metadata.dictionary_page_offset or metadata.data_page_offset
-    content[start + metadata.total_compressed_size // 2] ^= 1
-    shard(corpus).write_bytes(content)
+    corrupt(shard(corpus), 1)
     read_row_group(groups[0], ["id", "image"])  # the damage is in the other one
     with pytest.raises(CorpusError, match="row group 1 is corrupt") as caught:
         read_row_group(groups[1], ["id", "image"])
@@ -139,7 +136,5 @@ def test_concept_ids_are_equal_where_concepts_are(concepts: list[str]) -> None:
 
 def test_concept_ids_are_the_same_in_every_process() -> None:
     # Fixed numbers: a model's training must not depend on Python's hash seed.
-    import hashlib
-
     expected = int.from_bytes(hashlib.blake2b(b"cat", digest_size=8).digest(), "little") >> 1
     assert concept_ids(["cat"]).tolist() == [expected]

@@ -9,12 +9,13 @@ import pytest
 from rayemb.cluster import ClusterError
 from rayemb.data import Corpus, CorpusError, EmbedConfig, EmbeddingsTable, embed_corpus
 from rayemb.models import Model, ModelError
-from tests.data.corpora import write_corpus
+from tests.data.corpora import corrupt, write_corpus
 from tests.models.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 CONFIG = EmbedConfig(batch_size=16, workers=2, cpus_per_worker=0.5, rows_per_file=25)
+ONE = EmbedConfig(batch_size=7, workers=1, cpus_per_worker=0.5, rows_per_file=1000)
 SHARDS = {"train": [31, 40, 9], "val": [12]}
 ROWS = 92
 
@@ -27,7 +28,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def embed(place: Path, table: str = "table.lance", model: str = "model", config: EmbedConfig = CONFIG, **options: Any) -> EmbeddingsTable:
+def embed(
+    place: Path, table: str = "table.lance", model: str = "model", config: EmbedConfig = CONFIG, **options: Any
+) -> EmbeddingsTable:
     return embed_corpus(str(place / "corpus"), str(place / model), str(place / table), config, **options)
 
 
@@ -68,30 +71,28 @@ def test_the_same_again_is_used_as_it_is(table: EmbeddingsTable, place: Path) ->
     assert again.version == table.version
 
 
-def test_another_model_makes_a_new_version_and_keeps_the_old(place: Path) -> None:
-    before = embed(place, "versions.lance")
+def test_another_model_makes_a_new_version_and_keeps_the_old(table: EmbeddingsTable, place: Path) -> None:
     tiny_model(seed=5).save(str(place / "other"))
-    after = embed(place, "versions.lance", model="other")
-    assert after.version > before.version
+    after = embed(place, model="other", config=ONE)
+    assert after.version > table.version
     assert after.model_digest == Model.load(str(place / "other")).digest
     assert after.rows == ROWS
-    old = EmbeddingsTable.open(str(place / "versions.lance"), before.version)
-    assert old.model_digest == before.model_digest
+    old = EmbeddingsTable.open(table.uri, table.version)
+    assert old.model_digest == table.model_digest
+    assert np.array_equal(old.vectors(0, ROWS), table.vectors(0, ROWS))
     assert not np.allclose(old.vectors(0, ROWS), after.vectors(0, ROWS))
 
 
 def test_one_split_without_images(place: Path) -> None:
-    config = CONFIG.model_copy(update={"splits": ["val"], "keep_images": False, "workers": 1})
+    config = ONE.model_copy(update={"splits": ["val"], "keep_images": False})
     made = embed(place, "val.lance", config=config)
     assert made.rows == 12
     assert not made.has_images
     assert made.columns(0, 12, ["id"])["id"].to_pylist() == [f"row-{n}" for n in range(80, 92)]
-    assert embed(place, "val.lance").rows == ROWS  # other splits are other content: made anew
 
 
 def test_the_number_of_workers_and_the_batch_do_not_matter(table: EmbeddingsTable, place: Path) -> None:
-    config = EmbedConfig(batch_size=7, workers=1, cpus_per_worker=0.5, rows_per_file=1000)
-    other = embed(place, "other-batches.lance", config=config)
+    other = embed(place, "other-batches.lance", config=ONE)
     assert other.columns(0, ROWS, ["id"]) == table.columns(0, ROWS, ["id"])
     np.testing.assert_allclose(other.vectors(0, ROWS), table.vectors(0, ROWS), atol=2e-6)
 
@@ -111,11 +112,8 @@ def test_errors_come_before_any_work(place: Path, tmp_path: Path) -> None:
 
 def test_a_corrupt_shard_publishes_nothing(place: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", {"train": [20]}, group_rows=20)
-    shard = tmp_path / "corpus/split=train/shard-00000.parquet"
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 3] ^= 1
-    shard.write_bytes(content)
+    corrupt(tmp_path / "corpus/split=train/shard-00000.parquet", 0)
     with pytest.raises(Exception, match="row group 0 is corrupt"):
-        embed_corpus(str(tmp_path / "corpus"), str(place / "model"), str(tmp_path / "t.lance"), CONFIG)
+        embed_corpus(str(tmp_path / "corpus"), str(place / "model"), str(tmp_path / "t.lance"), ONE)
     with pytest.raises(ValueError, match="no such embeddings table"):
         EmbeddingsTable.open(str(tmp_path / "t.lance"))

@@ -1,5 +1,6 @@
 """The training stream: its order is a function of seed, epoch and position, whoever consumes it."""
 
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from rayemb.data import Corpus, CorpusError, train_stream
 from rayemb.data.corpus import RowGroup, concept_ids
 from rayemb.data.stream import GROUPS_PER_UNIT, Decoder, Unit, plan
 from rayemb.models import ImageLimits, TextTokenizer, TokenizerConfig
-from tests.data.corpora import write_corpus
+from tests.data.corpora import corrupt, write_corpus
 
 ROWS = 110
 TOKENIZER = TextTokenizer.train(
-    [f"{word} {n}" for n in range(ROWS) for word in ("text", "texte", "текст")], TokenizerConfig(vocab_size=512, max_length=8)
+    [f"{word} {n}" for n in range(ROWS) for word in ("text", "texte", "текст")],
+    TokenizerConfig(vocab_size=512, max_length=8),
 )
 Batch = dict[str, Any]
 
@@ -36,7 +38,7 @@ def test_the_units_cover_the_range_without_gaps(groups: list[RowGroup], seed: in
         return
     assert units[0].first <= start < units[0].first + units[0].rows
     assert units[-1].first < start + more <= units[-1].first + units[-1].rows
-    for before, after in zip(units, units[1:], strict=False):
+    for before, after in itertools.pairwise(units):
         assert after.first == before.first + before.rows
     assert all(unit.rows == sum(g.rows for g in unit.groups) for unit in units)
     assert all(len(unit.groups) <= GROUPS_PER_UNIT for unit in units)
@@ -142,7 +144,7 @@ def test_captions_are_drawn_anew_each_epoch_the_main_one_more_often(
 
 def test_rows_are_shuffled_within_a_unit(corpus: Corpus) -> None:
     order = numbers(decoded(corpus, 0, ROWS))
-    neighbours = sum(abs(a - b) == 1 for a, b in zip(order, order[1:], strict=False))
+    neighbours = sum(abs(a - b) == 1 for a, b in itertools.pairwise(order))
     assert neighbours < ROWS * 0.2
 
 
@@ -176,7 +178,7 @@ def collect(dataset: Any, rows: int = 50) -> Batch:
 
 
 def steps(corpus: Corpus, workers: int, global_batch: int, total: int) -> list[list[Batch]]:
-    """What each consumer of a split stream gets, step by step, all of them pulling at once as Ray Train's workers do."""
+    """What each consumer of a split stream gets, step by step; all pull at once, as Ray Train's workers do."""
     shards = stream(corpus, global_batch // workers, stop=total).streaming_split(workers, equal=True)
     got: list[list[Batch]] = [[] for _ in range(workers)]
 
@@ -197,7 +199,7 @@ def test_the_stream_is_the_plan_in_order(ray_cluster: str, corpus: Corpus) -> No
         assert np.array_equal(got[name], expected[name])
 
 
-@pytest.mark.parametrize(("workers", "global_batch"), [(1, 24), (2, 24), (3, 24), (2, 80)])
+@pytest.mark.parametrize(("workers", "global_batch"), [(1, 24), (2, 24), (3, 24)])
 def test_global_batches_do_not_depend_on_the_number_of_consumers(
     ray_cluster: str, corpus: Corpus, workers: int, global_batch: int
 ) -> None:
@@ -238,9 +240,6 @@ def test_a_fraction_keeps_the_first_row_groups(ray_cluster: str, corpus: Corpus)
 def test_a_corrupt_row_group_stops_the_stream_and_is_named(ray_cluster: str, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", {"train": [40]})
     dataset = stream(corpus, 10, stop=40)
-    path = tmp_path / "corpus/split=train/shard-00000.parquet"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(Exception, match=r"shard-00000\.parquet: row group \d is corrupt"):
+    corrupt(tmp_path / "corpus/split=train/shard-00000.parquet", 3)
+    with pytest.raises(Exception, match=r"shard-00000\.parquet: row group 3 is corrupt"):
         list(dataset.iter_rows())

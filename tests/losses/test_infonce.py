@@ -15,7 +15,9 @@ from rayemb.losses.infonce import info_nce
 
 def unit(rows: int, dim: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=1).to(dtype)
+    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=1).to(
+        dtype
+    )
 
 
 def by_loops(s: Tensor, w: Tensor, ignore: Tensor | None, scale: float, margin: float) -> list[float]:
@@ -33,7 +35,14 @@ def by_loops(s: Tensor, w: Tensor, ignore: Tensor | None, scale: float, margin: 
     return losses
 
 
-@given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 10_000), st.sampled_from([0.0, 0.2]), st.floats(1, 20), st.booleans())
+@given(
+    st.integers(1, 5),
+    st.integers(1, 7),
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.2]),
+    st.floats(1, 20),
+    st.booleans(),
+)
 def test_it_is_its_definition(rows: int, more: int, seed: int, margin: float, scale: float, with_ignore: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     columns = rows + more
@@ -69,7 +78,9 @@ def test_closed_forms() -> None:
     same = torch.ones(4, 3, dtype=torch.float64)
     groups = torch.arange(4)
     # All candidates alike: log M. Orthogonal pairs at temperature t: log(1 + (M - 1) exp(-1 / t)).
-    assert float(info_nce(same @ same.T, pair_by_group(groups, groups, 0, "positive"), scale=3.0)[0]) == pytest.approx(math.log(4))
+    assert float(info_nce(same @ same.T, pair_by_group(groups, groups, 0, "positive"), scale=3.0)[0]) == pytest.approx(
+        math.log(4)
+    )
     axes = torch.eye(4, dtype=torch.float64)
     losses = info_nce(axes @ axes.T, pair_by_group(groups, groups, 0, "positive"), scale=1 / 0.5)
     assert float(losses[2]) == pytest.approx(math.log(1 + 3 * math.exp(-2)))

@@ -180,7 +180,9 @@ def test_empty_bytes_are_refused() -> None:
     assert caught.value.reason == "empty"
 
 
-@pytest.mark.parametrize("data", [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\x89PNG\r\n\x1a\n", b"\0" * 99])
+@pytest.mark.parametrize(
+    "data", [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\x89PNG\r\n\x1a\n", b"\0" * 99]
+)
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         decode_image(data)
@@ -199,17 +201,18 @@ ORIGINALS = [encode(noise(20, 14), kind) for kind in ("PNG", "JPEG", "GIF", "WEB
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @given(st.sampled_from(ORIGINALS), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6), st.data())
-def test_damaged_bytes_give_an_image_or_an_image_error(original: bytes, edits: list[tuple[int, int]], data: st.DataObject) -> None:
+def test_damaged_bytes_give_an_image_or_an_image_error(
+    original: bytes, edits: list[tuple[int, int]], data: st.DataObject
+) -> None:
     damaged = bytearray(original)
     for at, value in edits:
         damaged[at % len(damaged)] = value
     keep = data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))
     try:
-        image = decode_image(bytes(damaged[:keep]), ImageLimits(max_pixels=1_000_000))
+        outcome = decode_image(bytes(damaged[:keep]), ImageLimits(max_pixels=1_000_000)).mode
     except ImageError as error:
-        assert error.reason in ("empty", "too_large", "unreadable", "truncated")
-    else:
-        assert image.mode == "RGB"
+        outcome = error.reason
+    assert outcome in ("RGB", "empty", "too_large", "unreadable", "truncated")
 
 
 @given(st.binary(max_size=200))

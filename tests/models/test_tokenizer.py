@@ -24,7 +24,8 @@ def test_the_same_texts_give_the_same_tokenizer() -> None:
 
 def test_the_same_texts_give_the_same_tokenizer_in_another_process() -> None:
     code = (
-        "import sys; from tests.models.test_tokenizer import TOKENIZER; sys.stdout.buffer.write(TOKENIZER.to_json().encode())"
+        "import sys; from tests.models.test_tokenizer import TOKENIZER;"
+        "sys.stdout.buffer.write(TOKENIZER.to_json().encode())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert run.stdout.decode() == TOKENIZER.to_json()

@@ -23,7 +23,9 @@ def network() -> TwoTower:
         (torch.bfloat16, torch.float32, 1e-6),
     ],
 )
-def test_vectors_have_unit_norm_whatever_the_weights(dtype: torch.dtype, expected: torch.dtype, tolerance: float) -> None:
+def test_vectors_have_unit_norm_whatever_the_weights(
+    dtype: torch.dtype, expected: torch.dtype, tolerance: float
+) -> None:
     for vectors in network().to(dtype)(PIXELS, IDS):
         assert vectors.shape == (4, 8)
         assert vectors.dtype == expected

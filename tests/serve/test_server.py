@@ -49,6 +49,17 @@ def test_client_embeds_and_describes(service: Service, world: World) -> None:
     assert (about.rows, about.topology, about.model_digest) == (60, "together", world.model.digest)
 
 
+def test_client_reads_a_filter_from_texts(service: Service) -> None:
+    client = Client(service("together").url)
+    texts = {"colour": "blue", "size": "40", "round": "false", "area": "1.6", "nosuch": "x"}
+    expected = {"colour": "blue", "size": 40, "round": False, "area": 1.6, "nosuch": "x"}
+    assert client.parse_filter(texts) == expected
+    for column, text in (("size", "large"), ("round", "maybe")):
+        with pytest.raises(ServeError) as caught:
+            client.parse_filter({column: text})
+        assert caught.value.where == f"filter.{column}"
+
+
 def test_client_raises_with_the_servers_words(service: Service) -> None:
     client = Client(service("together").url)
     with pytest.raises(ServeError, match="k is at most 50") as caught:

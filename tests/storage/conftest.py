@@ -21,7 +21,7 @@ def s3_endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of an empty bucket, with the environment that leads to it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -32,7 +32,7 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.delenv(name, raising=False)
     urllib.request.urlopen(urllib.request.Request(f"{s3_endpoint}/moto-api/reset", method="POST")).close()
     urllib.request.urlopen(urllib.request.Request(f"{s3_endpoint}/{BUCKET}", method="PUT")).close()
-    yield f"s3://{BUCKET}"
+    return f"s3://{BUCKET}"
 
 
 @pytest.fixture(params=["path", "file", "s3"])
