@@ -1,4 +1,4 @@
-"""The corpus artefact: Parquet shards under `split=<name>/`, named with their checksums in `corpus.json`."""
+"""The corpus artefact: Parquet shards under `split=<name>/`, named with their checksums in `_corpus.json`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from rayemb import storage
 from rayemb.errors import RayembError
+from rayemb.models import ImageLimits
 
 FORMAT = 1
-MANIFEST = "corpus.json"
+MANIFEST = "_corpus.json"  # readers of Parquet folders skip names with a leading underscore
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -42,7 +43,7 @@ class RowGroup:
 
 
 class Corpus:
-    """A published corpus. Opening reads `corpus.json` alone; row groups are listed from the files' footers."""
+    """A published corpus. Opening reads `_corpus.json` alone; row groups are listed from the files' footers."""
 
     def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
         self.uri, self.manifest = uri, manifest
@@ -70,6 +71,11 @@ class Corpus:
     def splits(self) -> dict[str, int]:
         """Rows per split."""
         return {name: split["rows"] for name, split in self.manifest["splits"].items()}
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The limits that the corpus was built under; what it holds has passed them."""
+        return ImageLimits.model_validate(self.manifest.get("config", {}).get("image_limits", {}))
 
     def rows(self, split: str) -> int:
         """Rows of `split`. Raises CorpusError naming the splits there are."""

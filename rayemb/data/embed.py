@@ -17,7 +17,7 @@ from rayemb.cluster import require_cpus
 from rayemb.data.config import EmbedConfig
 from rayemb.data.corpus import PAYLOAD, SCHEMA, Corpus, CorpusError, RowGroup, read_row_group
 from rayemb.data.embeddings import ID, IMAGE, VECTOR, EmbeddingsError, EmbeddingsTable, embeddings_schema
-from rayemb.models import Model, decode_image, image_tensor
+from rayemb.models import ImageLimits, Model, decode_image, image_tensor
 
 GROUPS_PER_TASK = 8
 SOURCE_KEY = "rayemb.source"
@@ -57,7 +57,8 @@ def embed_corpus(
 
     keep = [ID, *(field.name for field in PAYLOAD), *([IMAGE] if config.keep_images else [])]
     groups = {split: corpus.row_groups(split) for split in splits}
-    rows = encode_images(groups, [model_uri], config, keep=keep, image_size=model.network.config.image.image_size)
+    size = model.network.config.image.image_size
+    rows = encode_images(groups, [model_uri], config, keep=keep, image_size=size, limits=corpus.image_limits)
     rows = rows.repartition(target_num_rows_per_block=config.rows_per_file)
     written, done = [], 0
     for row in rows.map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=0.1).iter_rows():
@@ -78,6 +79,7 @@ def encode_images(
     *,
     keep: Sequence[str],
     image_size: int,
+    limits: ImageLimits,
 ) -> ray.data.Dataset:
     """A lazy dataset of `keep` columns (`split` among them if named) and one vector column per model.
 
@@ -89,7 +91,7 @@ def encode_images(
         (unit,) = (json.loads(text) for text in batch["unit"])
         columns = list(dict.fromkeys([IMAGE, *(name for name in keep if name in SCHEMA.names)]))
         table = pa.concat_tables([read_row_group(RowGroup(**group), columns) for group in unit["groups"]])
-        pixels = np.stack([image_tensor(decode_image(data), image_size) for data in table[IMAGE].to_pylist()])
+        pixels = np.stack([image_tensor(decode_image(data, limits), image_size) for data in table[IMAGE].to_pylist()])
         if "split" in keep:
             table = table.append_column("split", pa.array([unit["split"]] * len(table)))
         flat = pa.FixedSizeBinaryArray.from_buffers(

@@ -103,7 +103,6 @@ def train_stream(
     fraction: float = 1.0,
     main_caption: float = 0.5,
     decode_cpus: float = 0.5,
-    limits: ImageLimits | None = None,
 ) -> ray.data.Dataset:
     """Rows `start .. stop-1` of the stream as a lazy Ray dataset, in order, in blocks of `block_rows`.
 
@@ -111,7 +110,7 @@ def train_stream(
     the global batches in order, whatever W is. `fraction` < 1 keeps only that share of the row groups;
     `main_caption` is the probability that an image comes with its `text` rather than with any of its `texts`.
     """
-    decoder = Decoder(tokenizer, image_size, seed, start, stop, main_caption, limits or ImageLimits())
+    decoder = Decoder(tokenizer, image_size, seed, start, stop, main_caption, corpus.image_limits)
     groups = corpus.row_groups(split)
     units = list(plan(groups[: max(1, round(len(groups) * fraction))], seed=seed, start=start, stop=stop))
 

@@ -145,6 +145,7 @@ def _encode(
         pool,
         keep=("id", "image", "text", "concept", "split"),
         image_size=first.network.config.image.image_size,
+        limits=corpus.image_limits,
     )
     parts: list[pa.Table] = []
     done = 0
@@ -292,7 +293,7 @@ def _headline(report: Report) -> dict[str, Any]:
 
 def _notes(config: EvaluateConfig, corpus: Corpus, splits: list[str]) -> tuple[str, ...]:
     notes = list(NOTES)
-    if corpus.manifest["config"]["source"]["name"] == "demo":
+    if corpus.manifest.get("config", {}).get("source", {}).get("name") == "demo":
         notes.append(DEMO_NOTE)
     missing = [split for split in config.splits if split not in splits]
     if missing:

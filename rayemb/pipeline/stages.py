@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RayTaskError
+
 from rayemb.cluster import connect
 from rayemb.data import build_corpus, embed_corpus
+from rayemb.errors import RayembError
 from rayemb.evaluate import evaluate
 from rayemb.index import build_index, verify_index
 from rayemb.models import model_digest
@@ -113,6 +116,24 @@ def run_stage(name: str, config: RunConfig, display: Display | None = None) -> O
     title, _, stage = STAGES[name]
     display = display or Display()
     with connect(config.cluster), display.stage(title) as progress:
-        outcome = stage(config, progress)
+        try:
+            outcome = stage(config, progress)
+        except Exception as error:
+            if (ours := _ours(error)) and ours is not error:
+                raise ours from error
+            raise
     display.result(outcome.summary, outcome.uri)
     return outcome
+
+
+def _ours(error: BaseException) -> RayembError | None:
+    """The error of ours that a Ray task raised, from inside what Ray made of it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, RayTaskError):
+            inner = inner.cause
+        elif isinstance(inner, RayembError):
+            return inner
+        else:
+            inner = inner.__cause__
+    return None

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from rayemb.serve.api import IndexInfo, SearchResponse
 from rayemb.serve.errors import ServeError
 
-
 _PARSERS: dict[str, Callable[[str], str | int | float | bool]] = {
     "integer": int,
     "number": float,

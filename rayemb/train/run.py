@@ -170,7 +170,8 @@ def _tokenizer(corpus: Corpus, config: TrainConfig) -> TextTokenizer:
     return TextTokenizer.train(texts, config.model.tokenizer)
 
 
-@ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
+# SPREAD: inside a Tune trial the default would put the task into the trial's placement group, which has no CPU.
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")  # type: ignore[untyped-decorator]
 def _captions(corpus_uri: str, split: str) -> list[str]:
     return [text for texts in Corpus.open(corpus_uri).column(split, "texts") for text in texts]
 

@@ -139,6 +139,10 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
     def __init__(self, progress: Progress | None, config: TuneConfig) -> None:
         self.progress, self.config, self.done, self.best = progress, config, 0, None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune saves its callbacks; a terminal cannot be saved, and a restored sweep has another one.
+        return {**self.__dict__, "progress": None}
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Notes a report."""
         value = result.get(self.config.metric)

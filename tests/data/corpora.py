@@ -62,5 +62,5 @@ def write_corpus(root: Path, shards: dict[str, list[int]], group_rows: int = 5, 
         splits[split] = {"rows": sum(sizes), "files": files}
     sums = "".join(entry["sha256"] for name in sorted(splits) for entry in splits[name]["files"])
     manifest = {"format": 1, "digest": hashlib.sha256(sums.encode()).hexdigest(), "fingerprint": "", "rows": start}
-    (root / "corpus.json").write_text(json.dumps({**manifest, "splits": splits}))
+    (root / "_corpus.json").write_text(json.dumps({**manifest, "splits": splits}))
     return Corpus.open(str(root))

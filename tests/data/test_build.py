@@ -255,7 +255,7 @@ def test_a_source_that_rots_while_it_is_read_is_named(tmp_path: Path) -> None:
     config = from_mapping(CorpusConfig, {"source": {"name": "parquet", "uri": str(folder)}})
     with pytest.raises(Exception, match=r"row group 0 is corrupt"):
         build_corpus(config, str(tmp_path / "corpus"))
-    assert not (tmp_path / "corpus/corpus.json").exists()
+    assert not (tmp_path / "corpus/_corpus.json").exists()
 
 
 def test_a_folder_with_captions(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_corpus_can_be_the_source_of_another(built: Corpus, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["holiday.jpg", "split=train/part-0.parquet", "_quarantine/notes.txt", "sub/corpus.json"]
+    "name", ["holiday.jpg", "split=train/part-0.parquet", "_quarantine/notes.txt", "sub/_corpus.json"]
 )
 def test_a_folder_with_other_files_is_refused_and_left_alone(source: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "mine" / name
@@ -325,8 +325,8 @@ def test_leftovers_of_every_kind_are_cleared(tmp_path: Path) -> None:
 @given(st.text(max_size=12))
 def test_a_split_that_is_accepted_is_one_plain_folder(split: str) -> None:
     if _SPLIT.fullmatch(split):
-        assert os.path.normpath(f"/root/split={split}") == f"/root/split={split}"
-        assert os.path.dirname(f"/root/split={split}") == "/root"
+        assert os.path.normpath(f"/corpus/split={split}") == f"/corpus/split={split}"
+        assert os.path.dirname(f"/corpus/split={split}") == "/corpus"
 
 
 def test_spaces_around_a_text_do_not_move_it_to_another_split(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_place_without_a_corpus(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_is_cut_short_is_not_taken_for_an_empty_place(corpus: Corpus) -> None:
-    path = Path(corpus.uri) / "corpus.json"
+    path = Path(corpus.uri) / "_corpus.json"
     path.write_text(path.read_text()[:40])
     with pytest.raises(CorpusError, match=r"corpus\.json: not a JSON document"):
         Corpus.open(corpus.uri)
@@ -67,7 +67,7 @@ def test_a_manifest_that_is_cut_short_is_not_taken_for_an_empty_place(corpus: Co
 
 @pytest.mark.parametrize("document", [[], {}, {"format": 99}])
 def test_a_manifest_of_another_format(corpus: Corpus, document: object) -> None:
-    (Path(corpus.uri) / "corpus.json").write_text(json.dumps(document))
+    (Path(corpus.uri) / "_corpus.json").write_text(json.dumps(document))
     with pytest.raises(CorpusError, match="not of format 1"):
         Corpus.open(corpus.uri)
 

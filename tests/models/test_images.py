@@ -11,7 +11,7 @@ from rayemb.models.images import FORMATS
 from tests.models.pictures import encode, noise, png_that_claims, quarters
 
 
-def colours(image: Image.Image) -> list[tuple[int, ...]]:
+def colours(image: Image.Image) -> list[object]:
     """The colours in the middle of the four quarters, row by row."""
     w, h = image.size
     return [image.getpixel((x, y)) for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)]
