@@ -22,7 +22,7 @@ class TrainConfig(Config):
     )
     seed: int = Field(0, ge=0, description="weights, order of rows, captions drawn")
 
-    steps: int = Field(500, ge=1, description="optimizer steps")
+    steps: int = Field(400, ge=1, description="optimizer steps")
     batch_size: int = Field(256, ge=1, description="pairs per step over all workers: each is a negative of all others")
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate; cosine decay to zero")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
