@@ -116,8 +116,9 @@ def train(
 
 def _fit(job: Job, corpus: Corpus, name: str, runs_uri: str, callbacks: list[Any] | None) -> None:
     config = job.config
-    storage_path = storage.normalise(runs_uri)
-    start_row = _last_row(f"{storage_path}/{name}")
+    start_row = _last_row(storage.join(runs_uri, name))
+    # The filesystem is ours rather than the one Ray makes of a URI: pyarrow ignores AWS_ENDPOINT_URL there.
+    fs, storage_path = storage.filesystem(runs_uri)
     dataset = train_stream(
         corpus,
         config.split,
@@ -147,6 +148,7 @@ def _fit(job: Job, corpus: Corpus, name: str, runs_uri: str, callbacks: list[Any
         run_config=RunConfig(
             name=name,
             storage_path=storage_path,
+            storage_filesystem=fs,
             # Restarts are ours (see `train`): the dataset must start where the checkpoint stands.
             failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
@@ -180,14 +182,15 @@ def _last_row(run_uri: str) -> int:
     """The stream position of the last checkpoint below `run_uri`, 0 without one."""
     if not storage.exists(run_uri):
         return 0
+    fs, path = storage.filesystem(run_uri)
     try:
-        checkpoint = ray.train.Result.from_path(run_uri).checkpoint
+        checkpoint = ray.train.Result.from_path(path, storage_filesystem=fs).checkpoint
     except (RuntimeError, ValueError, FileNotFoundError):
         return 0
     if checkpoint is None:
         return 0
-    path = f"s3://{checkpoint.path}" if run_uri.startswith("s3://") else checkpoint.path
-    return int(storage.read_json(storage.join(path, POSITION))["row"])
+    prefix = "s3://" if run_uri.startswith("s3://") else ""
+    return int(storage.read_json(storage.join(prefix + checkpoint.path, POSITION))["row"])
 
 
 @contextmanager

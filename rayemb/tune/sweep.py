@@ -65,6 +65,7 @@ def sweep(
     configs = [trial_config(base, config, sample) for sample in samples]
     concurrent = _concurrent(config, configs[0])
     sweeps_uri = storage.normalise(sweeps_uri)
+    fs, path = storage.filesystem(sweeps_uri)
     name = f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
 
     def trial(sample: dict[str, Any]) -> None:
@@ -98,7 +99,8 @@ def sweep(
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=sweeps_uri,
+            storage_path=path,
+            storage_filesystem=fs,
             callbacks=[_Reporter(progress, config)] if progress else None,
             verbose=0,
         ),
