@@ -1,5 +1,6 @@
 """The whole line in one go: corpus, training, report, embeddings, index, service, answers."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -34,25 +35,19 @@ def run_demo(config: RunConfig, *, keep: bool = False, display: Display | None =
     """
     display = display or Display()
     started = time.monotonic()
-    with display.stage("Start Ray"):
-        context = connect(config.cluster)
-        address = context.__enter__()
-    try:
+    with contextlib.ExitStack() as stack:
+        with display.stage("Start Ray"):
+            address = stack.enter_context(connect(config.cluster))
         display.result(f"cluster at {address}")
-        figures = {name: run_stage(name, config, display).figures for name in ("corpus", "train", "evaluate")}
-        figures |= {name: run_stage(name, config, display).figures for name in ("embed", "index")}
+        stages = ("corpus", "train", "evaluate", "embed", "index")
+        figures = {name: run_stage(name, config, display).figures for name in stages}
         with display.stage("Start the service"):
-            server = start(config.uri("model"), config.uri("index"), config.serve)
-        try:
-            figures["search"] = _ask(server, config, display)
-            if keep:
-                _last_line(figures, config, time.monotonic() - started, display)
-                display.result(f"serving at {server.url} until Ctrl-C")
-                _wait()
-        finally:
-            server.stop()
-    finally:
-        context.__exit__(None, None, None)
+            server = stack.enter_context(start(config.uri("model"), config.uri("index"), config.serve))
+        figures["search"] = _ask(server, config, display)
+        if keep:
+            _last_line(figures, config, time.monotonic() - started, display)
+            display.result(f"serving at {server.url} until Ctrl-C")
+            _wait()
     seconds = time.monotonic() - started
     if not keep:
         _last_line(figures, config, seconds, display)
@@ -65,11 +60,9 @@ def serve_until_interrupted(config: RunConfig, display: Display | None = None) -
     with connect(config.cluster):
         with display.stage("Start the service"):
             server = start(config.uri("model"), config.uri("index"), config.serve)
-        display.result(f"web page {server.url}/, API described at {server.url}/openapi.json", config.uri("index"))
-        try:
+        with server:
+            display.result(f"web page {server.url}/, API described at {server.url}/openapi.json", config.uri("index"))
             _wait()
-        finally:
-            server.stop()
 
 
 def hits_table(title: str, hits: Any) -> Table:

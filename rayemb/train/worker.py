@@ -14,7 +14,7 @@ import torch
 from rayemb.data.corpus import Corpus, concept_ids, read_row_group
 from rayemb.evaluate.metrics import ranks, recall_at
 from rayemb.losses import InfoNCE
-from rayemb.models import Model, TextTokenizer
+from rayemb.models import Model, TextTokenizer, decode_image, image_tensor
 from rayemb.parallel import mean_over_ranks
 from rayemb.train.config import TrainConfig
 from rayemb.train.engine import create_engine, full_state, learning_rate, set_learning_rate
@@ -160,9 +160,10 @@ def _validation_rows(job: Job, rank: int, world: int, device: torch.device) -> d
     # Rank order after the gather: rank 0's rows, then rank 1's, ...
     share = len(rows) // world
     mine = rows[rank * share : (rank + 1) * share]
-    prepare = Model.create(job.config.model, job.tokenizer, 0)
+    size, limits = job.config.model.image.image_size, corpus.image_limits
+    pixels = [image_tensor(decode_image(row["image"], limits), size) for row in mine]
     return {
-        "pixels": torch.from_numpy(np.stack([prepare.pixels(row["image"]) for row in mine])).to(device),
+        "pixels": torch.from_numpy(np.stack(pixels)).to(device),
         "tokens": torch.from_numpy(job.tokenizer([row["text"] for row in mine])).to(device),
         "groups": concept_ids([row["concept"] for row in rows]),
     }
