@@ -4,7 +4,7 @@ import datetime
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from rayemb.data.corpus import FORMAT, MANIFEST, SCHEMA, Corpus, CorpusError
 from rayemb.data.sources import RawRow
 from rayemb.data.sources.base import split_by_concept
 from rayemb.models import ImageError, decode_image
+from rayemb.progress import Progress
 
 QUARANTINE = "_quarantine"  # readers of Parquet folders skip names with a leading underscore
 QUARANTINE_SCHEMA = pa.schema(
@@ -27,7 +28,6 @@ QUARANTINE_SCHEMA = pa.schema(
 _SPLIT = re.compile(r"[\w-][\w.-]*")  # it becomes a folder
 # What a build writes before its manifest; `.tmp` is a write that was killed.
 _OURS = re.compile(r"(split=[^/]+/shard-\d{5,}|_quarantine/[^/]+)\.parquet(\.\w+\.tmp)?")
-Progress = Callable[[int, int, str], None]
 
 
 def build_corpus(config: CorpusConfig, uri: str, *, progress: Progress | None = None) -> Corpus:

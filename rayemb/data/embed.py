@@ -1,7 +1,7 @@
 """Corpus and model to vectors, on Ray Data: decoding in tasks, encoders in an actor pool."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,12 +18,11 @@ from rayemb.data.config import EmbedConfig
 from rayemb.data.corpus import PAYLOAD, SCHEMA, Corpus, CorpusError, RowGroup, read_row_group
 from rayemb.data.embeddings import ID, IMAGE, VECTOR, EmbeddingsError, EmbeddingsTable, embeddings_schema
 from rayemb.models import ImageLimits, Model, decode_image, image_tensor
+from rayemb.progress import Progress
 
 GROUPS_PER_TASK = 8
 SOURCE_KEY = "rayemb.source"
 PIXELS = "pixels"
-
-Progress = Callable[[int, int, str], None]
 
 
 def embed_corpus(

@@ -1,7 +1,7 @@
 """Judges a model on held-out pairs of a corpus, beside the same model untrained and beside chance."""
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from rayemb.evaluate.report import (
     write_report,
 )
 from rayemb.models import Model
+from rayemb.progress import Progress
 
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image→text", "text→image"
 DESCRIPTIONS = {
@@ -51,8 +52,6 @@ NOTES = (
     "Queries and candidates are those of one split only: figures of splits of different size do not compare.",
 )
 DEMO_NOTE = "The pictures are drawings (icons and emoji), not photographs: nothing here is photo retrieval."
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

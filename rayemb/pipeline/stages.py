@@ -14,10 +14,9 @@ from rayemb.index import build_index, verify_index
 from rayemb.models import model_digest
 from rayemb.pipeline.config import ArtefactName, RunConfig
 from rayemb.pipeline.display import Display
+from rayemb.progress import Progress
 from rayemb.train import train
 from rayemb.tune import sweep
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +17,11 @@ from rayemb.data.corpus import Corpus
 from rayemb.data.stream import train_stream
 from rayemb.errors import RayembError
 from rayemb.models import Model, ModelError, TextTokenizer
+from rayemb.progress import Progress
 from rayemb.train.config import TrainConfig
 from rayemb.train.worker import POSITION, Job, run_worker
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, str], None]
 
 
 class TrainError(RayembError):

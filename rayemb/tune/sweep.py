@@ -1,7 +1,6 @@
 """A sweep over training configs: Ray Tune around Ray Train, as it runs without deadlock on a few CPUs."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,11 @@ from rayemb import storage
 from rayemb.config import ConfigError, dump, from_mapping
 from rayemb.data import Corpus
 from rayemb.errors import RayembError
+from rayemb.progress import Progress
 from rayemb.train import TrainConfig, train
 from rayemb.tune.config import TuneConfig, parse_distribution
 
 SLOT = "trial_slot"
-
-Progress = Callable[[int, int, str], None]
 
 
 class TuneError(RayembError):
@@ -117,16 +115,11 @@ def trial_config(base: TrainConfig, config: TuneConfig, sample: dict[str, Any]) 
     # Every report must carry the metric, so validation and reports go together.
     often = {"log_every": config.grace_steps, "evaluate_every": config.grace_steps}
     for key, value in {**often, **config.set, **sample}.items():
-        node = data
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None  # type: ignore[assignment]
-        if not isinstance(node, dict) or leaf not in node:
+        if not _set(data, key, value):
             section = "tune.search" if key in sample else "tune.set"
             raise TuneError(
                 f"the training config has no key {key!r}", where=f"{section}.{key}", fix="see `rayemb config show`"
             )
-        node[leaf] = value
     data["evaluate_every"] = data["log_every"]
     data["checkpoint_every"] = data["steps"]
     try:
@@ -182,11 +175,7 @@ def _collect(results: Any, config: TuneConfig, base: TrainConfig, sweeps_uri: st
     best = (max if config.mode == "max" else min)(finished, key=lambda trial: trial[config.metric])
     data = base.model_dump(mode="json")
     for key, value in best["settings"].items():
-        *parents, leaf = key.split(".")
-        node = data
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = value
+        _set(data, key, value)
     chosen = from_mapping(TrainConfig, data)
     storage.write_json(storage.join(sweeps_uri, name, "trials.json"), trials)
     text = "train:\n" + "".join(f"  {line}\n" for line in dump(chosen).splitlines())
@@ -194,6 +183,18 @@ def _collect(results: Any, config: TuneConfig, base: TrainConfig, sweeps_uri: st
     return SweepResult(
         storage.join(sweeps_uri, name), chosen, best["settings"], float(best[config.metric]), config.metric, trials
     )
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> bool:
+    """Sets `a.b.c` in nested mappings; False, and nothing done, if there is no such key."""
+    node: Any = data
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or leaf not in node:
+        return False
+    node[leaf] = value
+    return True
 
 
 def _settings(sample: dict[str, Any], config: TuneConfig) -> dict[str, Any]:
