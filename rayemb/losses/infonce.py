@@ -1,101 +1,92 @@
-"""InfoNCE (van den Oord et al., 2018; symmetric as in CLIP, Radford et al., 2021) with several positives."""
+"""InfoNCE (van den Oord et al., 2018): one-way, symmetric (CLIP, Radford et al., 2021), four blocks (GTE, 2023)."""
 
-import math
-from typing import Any, Literal
+from __future__ import annotations
 
-import torch
+from typing import Literal
+
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from rayemb.config import Config
-from rayemb.losses.pairs import Duplicates, Pairs
+from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
+from rayemb.losses.softmax import among_documents, among_queries, concatenated, joined, softmax_loss, with_margin
+from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.parallel import Duplicates, Exchange, contrast
+
+Direction = Literal["query_to_document", "document_to_query", "query_to_query", "document_to_document"]
 
 
-class InfoNCEConfig(Config):
-    """Softmax over all candidates; the positives of one anchor share its probability mass."""
+class InfoNCEConfig(TemperatureConfig):
+    """Softmax over all candidates; the positives of one anchor share its probability mass.
+
+    The default is CLIP's symmetric loss; with hard negatives it is the multiple-negatives *symmetric* ranking loss
+    (documents seek among queries only). `[query_to_document]` is the multiple-negatives ranking loss. All four
+    directions with `partition: joint` are GTE's improved contrastive loss (Li et al., 2023, arXiv 2308.03281).
+    """
 
     name: Literal["infonce"] = "infonce"
-    temperature: float = Field(0.07, gt=0, description="softmax temperature, or its start if it is learnable")
-    learnable_temperature: bool = Field(True, description="whether the temperature is trained with the encoder")
-    min_temperature: float = Field(0.01, gt=0, description="floor of a learnable temperature (CLIP's 1/100)")
+    directions: tuple[Direction, ...] = Field(
+        ("query_to_document", "document_to_query"), min_length=1, description="who is told apart from whom"
+    )
+    partition: Literal["per_direction", "joint"] = Field(
+        "per_direction", description="a softmax for each direction, averaged, or one per query over all directions"
+    )
     margin: float = Field(0.0, ge=0, lt=2, description="subtracted from the cosine of the positives")
     duplicates: Duplicates = Field(
-        "positive", description="what a candidate with the anchor's label is: positive, ignore or negative"
+        "positive", description="what a candidate with the anchor's key is: positive, ignore or negative"
     )
 
     @model_validator(mode="after")
-    def _above_floor(self) -> "InfoNCEConfig":
-        if self.learnable_temperature and self.temperature < self.min_temperature:
-            raise ValueError(f"temperature ({self.temperature}) is below min_temperature ({self.min_temperature})")
+    def _fit(self) -> InfoNCEConfig:
+        if len(set(self.directions)) != len(self.directions):
+            raise ValueError("directions repeat")
+        within = {"query_to_query", "document_to_document"} & set(self.directions)
+        if within and self.partition == "per_direction":
+            raise ValueError(f"{sorted(within)[0]} has no positive of its own: partition must be joint")
+        if self.partition == "joint" and "query_to_document" not in self.directions:
+            raise ValueError("partition joint needs the direction query_to_document, which has the positives")
         return self
 
+    def build(self, dim: int) -> InfoNCE:
+        """The loss."""
+        return InfoNCE(self)
 
-class InfoNCE(nn.Module):
-    """Row losses of anchors against candidates; owns the temperature.
 
-    Choose it for pairs with many in-batch negatives. The temperature is held at its floor by clamping in forward,
-    not by editing the parameter: under ZeRO the parameter is a copy of a partitioned master weight.
-    """
+class InfoNCE(Loss):
+    """Choose it for pairs with many in-batch negatives; softmax losses with more to them are beside this file."""
 
     def __init__(self, config: InfoNCEConfig) -> None:
         super().__init__()
         self.config = config
-        # One element, not zero dimensions: DeepSpeed's broadcast of the weights cannot view a scalar as bytes.
-        log_scale = torch.full((1,), -math.log(config.temperature))
-        self.log_scale = nn.Parameter(log_scale, requires_grad=config.learnable_temperature)
+        self.scale = Temperature(config)
+
+    def rows(self, batch: Batch, exchange: Exchange) -> Rows:
+        """B rows, or 2 B for both directions with a softmax each."""
+        config, scale, directions = self.config, self.scale.scale(), set(self.config.directions)
+        backwards = "document_to_query" in directions
+        forward, backward = contrast(
+            scaled(unit(batch.queries), scale),
+            batch.candidates(),
+            batch.pairs(config.duplicates),
+            exchange=exchange,
+            columns=batch.queries.shape[0] if backwards else 0,
+        )
+        forward = with_margin(forward, config.margin * scale)
+        backward = with_margin(backward, config.margin * scale) if backward is not None else None
+        if config.partition == "per_direction":
+            parts = [softmax_loss(forward)] if "query_to_document" in directions else []
+            parts += [softmax_loss(backward)] if backward is not None else []
+            return concatenated(*parts)
+        negatives, positives = [forward.negatives], [forward.positives]
+        if backward is not None:
+            # The positive is in the denominator twice, as in the paper: once in either direction.
+            negatives.append(backward.negatives)
+            positives.append(backward.positives)
+        if "query_to_query" in directions:
+            negatives.append(among_queries(batch, scale, config.duplicates, exchange).negatives)
+        if "document_to_document" in directions:
+            negatives.append(among_documents(batch, scale, config.duplicates, exchange).negatives)
+        return softmax_loss(forward, negatives=joined(*negatives), positives=joined(*positives))
 
     @property
     def temperature(self) -> float:
         """The current temperature."""
-        return 1.0 / float(self._scale().detach())
-
-    def forward(self, anchors_BD: Tensor, candidates_MD: Tensor, pairs: Pairs) -> Tensor:
-        """Losses `(B,)` of unit vectors `(B, D)` against unit vectors `(M, D)`, in fp32 or better."""
-        if anchors_BD.element_size() < 4 or candidates_MD.element_size() < 4:
-            anchors_BD, candidates_MD = anchors_BD.float(), candidates_MD.float()
-        with torch.autocast(anchors_BD.device.type, enabled=False):  # autocast would compute the cosines in bf16
-            s_BM = anchors_BD @ candidates_MD.T
-        return info_nce(s_BM, pairs, scale=self._scale().to(s_BM.dtype), margin=self.config.margin)
-
-    def _scale(self) -> Tensor:
-        if not self.config.learnable_temperature:
-            return self.log_scale.exp()
-        ceiling = -math.log(self.config.min_temperature)
-        clamped: Tensor = _Ceiling.apply(self.log_scale, ceiling)  # type: ignore[no-untyped-call]
-        return clamped.exp()
-
-
-class _Ceiling(torch.autograd.Function):
-    """`clamp(max=ceiling)` whose gradient still flows where a descent step would lead back below the ceiling.
-
-    The gradient of a plain clamp is zero above it: a temperature that once crossed its floor would stay there.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ceiling: float) -> Tensor:
-        ctx.save_for_backward(x > ceiling)
-        return x.clamp(max=ceiling)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (above,) = ctx.saved_tensors
-        return grads[0].masked_fill(above & (grads[0] < 0), 0.0), None
-
-
-def info_nce(s_BM: Tensor, pairs: Pairs, *, scale: Tensor | float, margin: float = 0.0) -> Tensor:
-    """`-sum_j w_j log softmax(scale * (s - margin * [w > 0]))_j / sum_j w_j` per row, `(B,)`.
-
-    `s_BM` are similarities; ignored candidates leave the softmax altogether. With one positive and no margin this
-    is the cross-entropy of CLIP; with several it is SupCon's L_out (Khosla et al., 2020).
-    """
-    w_BM = pairs.positives.to(s_BM.dtype)
-    if margin:
-        s_BM = s_BM - margin * (w_BM > 0).to(s_BM.dtype)
-    logits = s_BM * scale
-    if pairs.ignore is not None:
-        logits = logits.masked_fill(pairs.ignore, float("-inf"))
-    log_p = logits - logits.logsumexp(dim=1, keepdim=True)
-    # Where the weight is zero the product must be zero too, and 0 * -inf is not.
-    weighted = torch.where(w_BM > 0, w_BM * log_p, torch.zeros_like(log_p))
-    losses: Tensor = -weighted.sum(1) / w_BM.sum(1)
-    return losses
+        return self.scale.value

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayemb.errors import RayembError
 
@@ -62,8 +62,11 @@ def gradient_cache(
     if rounds < len(micro_batches):
         raise RayembError(f"{rounds} rounds are too few for {len(micro_batches)} micro-batches", where="gradient_cache")
     if rounds == 1:
-        value = loss(forward(micro_batches[0]))
-        backward(value, True)
+        encoded = forward(micro_batches[0])
+        _refuse_parameters(encoded)
+        value = loss(encoded)
+        # Plus zero times everything: see `_surrogate` about parameters that no gradient reaches.
+        backward(value + _surrogate(encoded, {}, {}), True)
         return value.detach()
     first = _encode(forward, micro_batches, rounds)
     leaves = _concatenate(first.encoded)
@@ -195,6 +198,7 @@ def _encode(forward: Callable[[M], Encoded], micro_batches: Sequence[M], rounds:
 def _concatenate(parts: Sequence[Encoded]) -> Encoded:
     """All rows in order, and the shared values, as leaves of a new graph."""
     first = parts[0]
+    _refuse_parameters(first)
     for part in parts[1:]:
         if part.rows.keys() != first.rows.keys() or part.shared.keys() != first.shared.keys():
             names = [sorted([*encoded.rows, *encoded.shared]) for encoded in (first, part)]
@@ -241,6 +245,15 @@ def _refuse_other_leaves(value: Tensor, inputs: Sequence[Tensor]) -> None:
                 f"the loss uses a parameter {tuple(variable.shape)} that forward did not return",
                 where="gradient_cache",
                 fix="return it in Encoded.shared, and take it from there in the loss",
+            )
+
+
+def _refuse_parameters(encoded: Encoded) -> None:
+    """ZeRO-3 takes a parameter's values away when the forward ends; what is computed from it stays."""
+    for name, value in encoded.shared.items():
+        if isinstance(value, nn.Parameter):
+            raise RayembError(
+                f"the parameter {name!r} itself is in Encoded.shared", where="gradient_cache", fix="return its clone()"
             )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rayemb.parallel.exchange import Alone, Exchange, Visits
 from rayemb.parallel.pairs import PairFinder, Pairs, TilePairs
-from rayemb.parallel.tiles import KernelName, Kernels, add_product, kernels_for, product, widened
+from rayemb.parallel.tiles import Kernels, add_product, kernels_for, product, widened
 
 Reduction = Literal["softmax", "sigmoid"]
 
@@ -43,20 +43,6 @@ class Side:
     count: Tensor
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """Size of a tile and who computes it. None: chosen for the device."""
-
-    rows: int | None = None
-    columns: int | None = None
-    kernels: KernelName = "auto"
-
-    def sizes(self, device: torch.device) -> tuple[int, int]:
-        """Rows and columns of a tile: 8 MiB of fp32 logits on CPU, 128 MiB on a GPU unless said otherwise."""
-        rows, columns = (4096, 8192) if device.type == "cuda" else (1024, 2048)
-        return self.rows or rows, self.columns or columns
-
-
 def contrast(
     anchors_BD: Tensor,
     candidates_CD: Tensor,
@@ -67,7 +53,6 @@ def contrast(
     bias_C: Tensor | None = None,
     boost_B: Tensor | None = None,
     reduction: Reduction = "softmax",
-    tiling: Tiling | None = None,
 ) -> tuple[Side, Side | None]:
     """The anchors' side, and the side of this rank's first `columns` candidates (None if 0), over all ranks.
 
@@ -93,7 +78,6 @@ def contrast(
         columns=[number for _, number, _ in table],
         boost=boost_B.detach() if boost_B is not None else None,
         reduction=reduction,
-        tiling=tiling or Tiling(),
     )
     found = _Contrast.apply(  # type: ignore[no-untyped-call]
         anchors_BD, candidates_CD, bias_C, work
@@ -150,10 +134,9 @@ class _Work:
         columns: list[int],
         boost: Tensor | None,
         reduction: Reduction,
-        tiling: Tiling,
     ) -> None:
         self.pairs, self.exchange, self.sizes, self.columns = pairs, exchange, sizes, columns
-        self.boost, self.reduction, self.tiling = boost, reduction, tiling
+        self.boost, self.reduction, self.tiling = boost, reduction, exchange.tiling
         self.offset = [sum(sizes[:rank]) for rank in range(len(sizes))]
         self.facing = [sum(columns[:rank]) for rank in range(len(columns))]
         self.own_columns = slice(self.facing[exchange.rank], self.facing[exchange.rank] + columns[exchange.rank])

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rayemb.errors import RayembError
+from rayemb.parallel.tiles import Tiling
 
 ExchangeName = Literal["gather", "ring"]
 Block = tuple[int, tuple[Tensor, ...]]  # owner's rank, its rows
@@ -41,10 +42,13 @@ class Visits(ABC):
 
 
 class Exchange(ABC):
-    """A group of ranks that show each other their candidates."""
+    """A group of ranks that show each other their candidates, and the tiles in which they look at them."""
 
     rank = 0
     world = 1
+
+    def __init__(self, tiling: Tiling | None = None) -> None:
+        self.tiling = tiling or Tiling()
 
     @abstractmethod
     def visits(self, tensors: tuple[Tensor, ...], sizes: list[int]) -> Visits:
@@ -75,11 +79,11 @@ class Exchange(ABC):
     def _messages(self, problem: str | None) -> list[str | None]: ...
 
 
-def exchange_named(name: ExchangeName, group: Any = None) -> Exchange:
+def exchange_named(name: ExchangeName, tiling: Tiling | None = None, group: Any = None) -> Exchange:
     """The exchange of that name over `group` (the default group if None); `Alone` where there is nobody else."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
-        return Alone()
-    return Gather(group) if name == "gather" else Ring(group)
+        return Alone(tiling)
+    return Gather(tiling, group) if name == "gather" else Ring(tiling, group)
 
 
 class Alone(Exchange):
@@ -115,7 +119,8 @@ class _AloneVisits(Visits):
 
 
 class _Group(Exchange):
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, tiling: Tiling | None = None, group: Any = None) -> None:
+        super().__init__(tiling)
         self.group = group
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
         # nccl moves device tensors only; small tables made on the host go through the device.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rayemb.errors import RayembError
 from rayemb.train.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def create_engine(module: nn.Module, config: TrainConfig) -> Any:
         parameter_groups(module, config.weight_decay), lr=config.learning_rate, betas=config.betas
     )
     engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=_deepspeed_config(config), dist_init_required=False
+        model=module, optimizer=optimizer, config=deepspeed_config(config), dist_init_required=False
     )
     return engine
 
@@ -55,18 +56,31 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
-def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    return {
+def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets: every key that has a default which would change the gradient is said."""
+    stage: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        if config.zero_stage == 0:
+            raise RayembError("stage 0 cannot offload", where="offload_optimizer", fix="use zero_stage 1, 2 or 3")
+        stage["offload_optimizer"] = {"device": "cpu", "pin_memory": bool(config.gpus_per_worker)}
+    found: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.batch_size // config.workers,
+        # Micro-batches are ours (`train_step`), so that DeepSpeed never divides a gradient by their number.
         "gradient_accumulation_steps": 1,
         # Always said: DeepSpeed clips at 1.0 where nothing is said.
         "gradient_clipping": config.gradient_clipping,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": stage,
         "zero_allow_untested_optimizer": True,
+        # Offloaded, torch's AdamW works as it is; DeepSpeed's own is faster but compiles C++ on first use.
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": config.precision == "bf16"},
         "steps_per_print": 10**9,
     }
+    if config.precision == "bf16" and (config.zero_stage >= 2 or config.offload_optimizer):
+        # The sum of 256 micro-batches is 1 % off in bf16, and 0.2 % (as much as of two) in fp32. Not at stage 1
+        # without offload: DeepSpeed then takes another optimizer wrapper, with three times the gradient memory.
+        found["data_types"] = {"grad_accum_dtype": "fp32"}
+    return found
 
 
 def full_state(engine: Any, network: nn.Module, stage: int) -> dict[str, torch.Tensor] | None:

@@ -1,0 +1,66 @@
+"""Matryoshka: any loss on prefixes of the vectors (Kusupati et al., 2022, arXiv 2205.13147; card S095)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from rayemb.config import Config
+from rayemb.losses.base import Batch, Loss, Rows, Wrapper
+from rayemb.parallel import Exchange
+
+if TYPE_CHECKING:
+    from rayemb.losses import AnyLoss
+
+
+class MatryoshkaConfig(Config):
+    """The weighted sum (not mean) of the loss over prefixes, each normalised anew."""
+
+    name: Literal["matryoshka"] = "matryoshka"
+    loss: AnyLoss = Field(description="the loss on each prefix; temperature and bias are shared")
+    dims: tuple[int, ...] = Field(min_length=1, description="prefix lengths, the whole vector's among them if wanted")
+    weights: tuple[float, ...] | None = Field(None, description="one per prefix; 1 each if not given")
+
+    @model_validator(mode="after")
+    def _fit(self) -> MatryoshkaConfig:
+        if any(dim < 1 for dim in self.dims) or len(set(self.dims)) != len(self.dims):
+            raise ValueError(f"dims must be different and positive, got {list(self.dims)}")
+        if self.weights is not None and (len(self.weights) != len(self.dims) or min(self.weights) <= 0):
+            raise ValueError(f"weights must be {len(self.dims)} positive numbers, one per prefix")
+        if self.loss.name in ("class_proxies", "cross_batch_memory"):
+            raise ValueError(f"{self.loss.name} knows whole vectors only: it cannot be inside matryoshka")
+        return self
+
+    def build(self, dim: int) -> Matryoshka:
+        """The loss around the inner one. Raises ValueError if a prefix is longer than `dim`."""
+        if max(self.dims) > dim:
+            raise ValueError(f"matryoshka.dims has {max(self.dims)}, the vectors have {dim}")
+        return Matryoshka(self, self.loss.build(dim))
+
+
+class Matryoshka(Wrapper):
+    """Choose it to have vectors that may be cut to size after training. Costs one more similarity per prefix."""
+
+    def __init__(self, config: MatryoshkaConfig, loss: Loss) -> None:
+        super().__init__(loss)
+        self.config = config
+
+    def rows(self, batch: Batch, exchange: Exchange) -> Rows:
+        """As many rows as the inner loss has."""
+        weights = self.config.weights or (1.0,) * len(self.config.dims)
+        parts = [self.loss.rows(batch.prefix(dim), exchange) for dim in self.config.dims]
+        total = torch.stack([weight * part.losses for weight, part in zip(weights, parts, strict=True)]).sum(0)
+        return Rows(total, parts[0].counted)
+
+    def problem(self, batch: Batch) -> str | None:
+        """See `Loss.problem`."""
+        dim = batch.queries.shape[1]
+        if max(self.config.dims) > dim:
+            return f"matryoshka.dims has {max(self.config.dims)}, the vectors have {dim}"
+        for size in self.config.dims:
+            problem = batch.prefix(size).problem() if size < dim else None
+            if problem:
+                return f"the first {size} coordinates: {problem}"
+        return self.loss.problem(batch)
