@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from rayemb.config import Config
 from rayemb.parallel import NO_KEY, Alone, Duplicates, Exchange, Pairs, Veto, widened
+
+if TYPE_CHECKING:
+    from rayemb.losses import AnyLoss
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Batch:
             return weights
         sparse = (weights if weights.is_sparse else weights.to_sparse()).coalesce()
         size = (weights.shape[0], weights.shape[1] + self.memory.shape[0])
-        return torch.sparse_coo_tensor(sparse.indices(), sparse.values(), size)
+        return torch.sparse_coo_tensor(sparse.indices(), sparse.values(), size, check_invariants=False)
 
     def _misfit(self) -> str | None:
         pairs = self.queries.shape[0]
@@ -134,6 +139,7 @@ class Batch:
             ("labels", self.labels, pairs),
             ("negative_rows", self.negative_rows, negatives),
             ("negative_keys", self.negative_keys, negatives),
+            ("memory_keys", self.memory_keys, self.memory.shape[0] if self.memory is not None else 0),
             ("weights", self.weights, pairs),
         ]
         for name, rows, number in expected:
@@ -144,7 +150,40 @@ class Batch:
         owners = self.negative_rows
         if owners is not None and owners.numel() and not 0 <= int(owners.min()) <= int(owners.max()) < pairs:
             return f"negative_rows points outside the {pairs} queries"
-        return self.guide.problem() if self.guide is not None else None
+        if self.keys is not None:
+            for name, keys in (("negative_keys", self.negative_keys), ("memory_keys", self.memory_keys)):
+                if keys is not None and keys.shape[1:] != self.keys.shape[1:]:
+                    return f"{name} has shape {tuple(keys.shape)}, keys {tuple(self.keys.shape)}"
+        problem = self.guide.problem() if self.guide is not None else None
+        return f"the guide's {problem}" if problem else None
+
+
+class LossConfig(Config):
+    """Base of every loss's config."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Batch` that the loss cannot do without, beyond queries, documents and keys."""
+        return frozenset()
+
+    def misfit(self, dim: int) -> str | None:
+        """Why the loss cannot be had over vectors of `dim` dimensions; None if it can."""
+        return None
+
+
+class WrapperConfig(LossConfig):
+    """Base of the config of a loss made of another one."""
+
+    loss: AnyLoss = Field(description="the loss inside")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the inner loss needs."""
+        return self.loss.needs
+
+    def misfit(self, dim: int) -> str | None:
+        """What the inner loss says."""
+        return self.loss.misfit(dim)
 
 
 class Rows(NamedTuple):
@@ -168,7 +207,9 @@ class Loss(nn.Module, ABC):
         """
         exchange = exchange or Alone()
         exchange.agree(batch.problem() or self.problem(batch))
-        return share_of_mean(self.rows(batch, exchange), exchange)
+        # Under autocast every product would be one of 16 bits, its logits too.
+        with torch.autocast(batch.queries.device.type, enabled=False):
+            return share_of_mean(self.rows(batch, exchange), exchange)
 
     @abstractmethod
     def rows(self, batch: Batch, exchange: Exchange) -> Rows:
@@ -199,6 +240,15 @@ class Wrapper(Loss):
     def temperature(self) -> float | None:
         """The inner loss's."""
         return self.loss.temperature
+
+
+def names_within(config: Any) -> set[str]:
+    """The names of a loss's config and of the configs inside it."""
+    names = set()
+    while config is not None:
+        names.add(config.name)
+        config = getattr(config, "loss", None)
+    return names
 
 
 def share_of_mean(rows: Rows, exchange: Exchange) -> Tensor:

@@ -27,6 +27,11 @@ class ClassProxiesConfig(TemperatureConfig):
     angular_margin: float = Field(0.0, ge=0, lt=math.pi / 2, description="ArcFace: added to its angle, in radians")
     seed: int = Field(0, ge=0, description="of the proxies' first values")
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """See `LossConfig`."""
+        return frozenset({"labels"})
+
     def build(self, dim: int) -> ClassProxies:
         """The loss, with proxies `(classes, dim)`."""
         return ClassProxies(self, dim)

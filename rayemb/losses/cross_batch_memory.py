@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rayemb.config import Config
-from rayemb.losses.base import Batch, Loss, Rows, Wrapper, unit
+from rayemb.losses.base import Batch, Loss, Rows, Wrapper, WrapperConfig, names_within, unit
 from rayemb.parallel import NO_KEY, Exchange
 
-if TYPE_CHECKING:
-    from rayemb.losses import AnyLoss
 
-
-class CrossBatchMemoryConfig(Config):
+class CrossBatchMemoryConfig(WrapperConfig):
     """A queue of the last `size` documents, over all ranks; the oldest leave first."""
 
     name: Literal["cross_batch_memory"] = "cross_batch_memory"
-    loss: AnyLoss = Field(description="the loss that gets the further negatives")
     size: int = Field(8192, ge=1, description="documents remembered, over all workers; 4 * size * dim bytes on each")
 
     @model_validator(mode="after")
     def _fit(self) -> CrossBatchMemoryConfig:
-        if self.loss.name in ("gist_embed", "class_proxies", "cross_batch_memory"):
-            raise ValueError(f"{self.loss.name} has no use for remembered documents")
+        for name in sorted(names_within(self.loss) & {"gist_embed", "class_proxies", "cross_batch_memory"}):
+            raise ValueError(f"{name} has no use for remembered documents")
         return self
 
     def build(self, dim: int) -> CrossBatchMemory:
@@ -74,10 +69,9 @@ class CrossBatchMemory(Wrapper):
     @torch.no_grad()
     def _remember(self, batch: Batch, exchange: Exchange) -> None:
         assert batch.documents is not None
-        sizes = [size for (size,) in exchange.agree(None, batch.documents.shape[0])]
-        documents = exchange.share(unit(batch.documents), sizes)
+        documents = exchange.everyone(unit(batch.documents))
         keys = batch.keys if batch.keys is not None else self.keys.new_full((batch.documents.shape[0],), NO_KEY)
-        keys, number = exchange.share(keys, sizes), documents.shape[0]
+        keys, number = exchange.everyone(keys), documents.shape[0]
         newest = slice(max(0, number - self.config.size), number)
         at = (torch.arange(number, device=self.keys.device)[newest] + self.seen) % self.config.size
         self.vectors[at] = documents[newest].to(self.vectors.dtype)

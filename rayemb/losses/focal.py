@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rayemb.config import Config
-from rayemb.losses.base import Batch, Loss, Rows, Wrapper
+from rayemb.losses.base import Batch, Loss, Rows, Wrapper, WrapperConfig, names_within
 from rayemb.parallel import Exchange
 
-if TYPE_CHECKING:
-    from rayemb.losses import AnyLoss
 
-
-class FocalConfig(Config):
+class FocalConfig(WrapperConfig):
     """`(1 - p) ** gamma * L` per anchor, p = exp(-L) the probability of its positive; not divided by the weights."""
 
     name: Literal["focal"] = "focal"
-    loss: AnyLoss = Field(description="the loss that is reweighted")
     gamma: float = Field(0.5, ge=0, description="0 leaves the loss as it is; more forgets easy anchors sooner")
     detach: bool = Field(False, description="the weights are constants; the focal loss proper does differentiate them")
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> FocalConfig:
+        if "decoupled" in names_within(self.loss):
+            raise ValueError("decoupled has no lower bound, exp(-L) is no probability: it cannot be inside focal")
+        return self
 
     def build(self, dim: int) -> Focal:
         """The loss around the inner one."""

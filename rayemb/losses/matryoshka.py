@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 
-from rayemb.config import Config
-from rayemb.losses.base import Batch, Loss, Rows, Wrapper
+from rayemb.losses.base import Batch, Loss, Rows, Wrapper, WrapperConfig, names_within
 from rayemb.parallel import Exchange
 
-if TYPE_CHECKING:
-    from rayemb.losses import AnyLoss
 
-
-class MatryoshkaConfig(Config):
+class MatryoshkaConfig(WrapperConfig):
     """The weighted sum (not mean) of the loss over prefixes, each normalised anew."""
 
     name: Literal["matryoshka"] = "matryoshka"
-    loss: AnyLoss = Field(description="the loss on each prefix; temperature and bias are shared")
     dims: tuple[int, ...] = Field(min_length=1, description="prefix lengths, the whole vector's among them if wanted")
     weights: tuple[float, ...] | None = Field(None, description="one per prefix; 1 each if not given")
 
@@ -29,14 +24,20 @@ class MatryoshkaConfig(Config):
             raise ValueError(f"dims must be different and positive, got {list(self.dims)}")
         if self.weights is not None and (len(self.weights) != len(self.dims) or min(self.weights) <= 0):
             raise ValueError(f"weights must be {len(self.dims)} positive numbers, one per prefix")
-        if self.loss.name in ("class_proxies", "cross_batch_memory"):
-            raise ValueError(f"{self.loss.name} knows whole vectors only: it cannot be inside matryoshka")
+        for name in sorted(names_within(self.loss) & {"class_proxies", "cross_batch_memory"}):
+            raise ValueError(f"{name} knows whole vectors only: it cannot be inside matryoshka")
+        if "matryoshka" in names_within(self.loss):
+            raise ValueError("matryoshka inside matryoshka: one list of dims is enough")
         return self
 
-    def build(self, dim: int) -> Matryoshka:
-        """The loss around the inner one. Raises ValueError if a prefix is longer than `dim`."""
+    def misfit(self, dim: int) -> str | None:
+        """A prefix that is longer than the vectors."""
         if max(self.dims) > dim:
-            raise ValueError(f"matryoshka.dims has {max(self.dims)}, the vectors have {dim}")
+            return f"matryoshka.dims has {max(self.dims)}, the vectors have {dim} dimensions"
+        return self.loss.misfit(dim)
+
+    def build(self, dim: int) -> Matryoshka:
+        """The loss around the inner one."""
         return Matryoshka(self, self.loss.build(dim))
 
 
@@ -57,8 +58,8 @@ class Matryoshka(Wrapper):
     def problem(self, batch: Batch) -> str | None:
         """See `Loss.problem`."""
         dim = batch.queries.shape[1]
-        if max(self.config.dims) > dim:
-            return f"matryoshka.dims has {max(self.config.dims)}, the vectors have {dim}"
+        if self.config.misfit(dim):
+            return self.config.misfit(dim)
         for size in self.config.dims:
             problem = batch.prefix(size).problem() if size < dim else None
             if problem:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rayemb.config import Config
-from rayemb.losses.base import Batch, Loss, Rows, Wrapper
+from rayemb.losses.base import Batch, Loss, Rows, Wrapper, WrapperConfig, names_within
 from rayemb.parallel import Exchange
 
-if TYPE_CHECKING:
-    from rayemb.losses import AnyLoss
 
-
-class ProgressiveConfig(Config):
+class ProgressiveConfig(WrapperConfig):
     """Weights are a bell over the difficulty's percentile in the global batch; its centre moves with the training."""
 
     name: Literal["progressive"] = "progressive"
-    loss: AnyLoss = Field(description="the loss that is reweighted")
     start: float = Field(0.2, ge=0, le=1, description="the bell's centre at the beginning: easy anchors")
     end: float = Field(0.8, ge=0, le=1, description="its centre at the end: hard anchors")
     width: float = Field(0.3, gt=0, description="its standard deviation, in percentiles")
@@ -31,7 +27,7 @@ class ProgressiveConfig(Config):
 
     @model_validator(mode="after")
     def _no_twice(self) -> ProgressiveConfig:
-        if self.loss.name == "progressive":
+        if "progressive" in names_within(self.loss):
             raise ValueError("progressive weights of progressive weights: one schedule is enough")
         return self
 
@@ -54,17 +50,19 @@ class Progressive(Wrapper):
         return Rows(losses * weights, counted)
 
     def _weights(self, difficulty: Tensor, counted: Tensor, progress: float, exchange: Exchange) -> Tensor:
-        config = self.config
-        sizes = [size for (size,) in exchange.agree(None, difficulty.shape[0])]
-        everyone = exchange.share(torch.stack([difficulty, counted], 1), sizes)
+        everyone = exchange.everyone(torch.stack([difficulty, counted], 1))
         known = everyone[everyone[:, 1] > 0, 0].sort().values
-        percentile = _percentile(difficulty, known)
+        mine, all_of_them = (self._log_bell(_percentile(values, known), progress) for values in (difficulty, known))
+        total = torch.logsumexp(all_of_them, 0)
+        weights = known.shape[0] * torch.exp(mine - total)
+        return torch.where((counted > 0) & (total > -math.inf), weights, 0.0)
+
+    def _log_bell(self, percentile: Tensor, progress: float) -> Tensor:
+        # A log: a bell narrower than the distance between anchors is 0 at all of them.
+        config = self.config
         centre = config.start + progress * (config.end - config.start)
-        weights = torch.exp(-((percentile - centre) ** 2) / (2 * config.width**2))
-        if progress < config.noise_until:
-            weights = weights * (percentile <= config.noise_above)
-        total = exchange.reduce((weights * counted).sum().reshape(1))[0]
-        return weights * (known.shape[0] / total if float(total) > 0 else 0.0)
+        bell = -((percentile - centre) ** 2) / (2 * config.width**2)
+        return bell.masked_fill(percentile > config.noise_above, -math.inf) if progress < config.noise_until else bell
 
 
 def _percentile(values: Tensor, known: Tensor) -> Tensor:

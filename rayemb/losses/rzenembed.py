@@ -29,6 +29,11 @@ class RzenEmbedConfig(TemperatureConfig):
         0.95, gt=-1, le=1, description="candidates this close to the positive are no negatives; 1 keeps them all"
     )
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """See `LossConfig`."""
+        return frozenset({"tasks"}) if self.tasks > 1 else frozenset()
+
     def build(self, dim: int) -> RzenEmbed:
         """The loss."""
         return RzenEmbed(self)

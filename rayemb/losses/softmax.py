@@ -78,7 +78,9 @@ def among_documents(
     if negatives and batch.negatives is not None and batch.negative_rows is not None:
         column = torch.arange(batch.negatives.shape[0], device=documents.device) + documents.shape[0]
         index, ones = torch.stack([batch.negative_rows, column]), torch.ones_like(column, dtype=torch.bool)
-        own_negatives = torch.sparse_coo_tensor(index, ones, (documents.shape[0], candidates.shape[0]))
+        own_negatives = torch.sparse_coo_tensor(
+            index, ones, (documents.shape[0], candidates.shape[0]), check_invariants=False
+        )
     pairs = Pairs(
         itself=batch.own,
         ignore=own_negatives,

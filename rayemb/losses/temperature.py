@@ -9,10 +9,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from rayemb.config import Config
+from rayemb.losses.base import LossConfig
 
 
-class TemperatureConfig(Config):
+class TemperatureConfig(LossConfig):
     """Fields of every loss with a temperature."""
 
     temperature: float = Field(0.07, gt=0, description="softmax temperature, or its start if it is learnable")

@@ -298,7 +298,8 @@ class _Contrast(torch.autograd.Function):
         column_side = (columns.negatives[own].clone(), columns.positives[own].clone(), columns.attraction[own].clone())
         numbers = (rows.weight, rows.count, columns.weight[own].clone(), columns.count[own].clone())
         ctx.mark_non_differentiable(*numbers)
-        return rows.negatives.clone(), rows.positives.clone(), rows.attraction, *column_side, *numbers
+        # Clones: ctx holds `rows`, and what is returned holds ctx, a circle that would outlive the step.
+        return rows.negatives.clone(), rows.positives.clone(), rows.attraction.clone(), *column_side, *numbers
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -78,12 +78,22 @@ class Exchange(ABC):
     @abstractmethod
     def _messages(self, problem: str | None) -> list[str | None]: ...
 
+    def everyone(self, rows: Tensor) -> Tensor:
+        """The `(n_r, ...)` of each rank r, one after the other, `(M, ...)`; no gradient; n_r may differ."""
+        return self.share(rows, [size for (size,) in self.agree(None, rows.shape[0])])
+
 
 def exchange_named(name: ExchangeName, tiling: Tiling | None = None, group: Any = None) -> Exchange:
     """The exchange of that name over `group` (the default group if None); `Alone` where there is nobody else."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
         return Alone(tiling)
     return Gather(tiling, group) if name == "gather" else Ring(tiling, group)
+
+
+def mean_over_ranks(value: Tensor, group: Any = None) -> Tensor:
+    """The mean of a detached scalar over all ranks: the loss that one process would report."""
+    exchange = exchange_named("gather", group=group)
+    return exchange.reduce(value.detach()) / exchange.world
 
 
 class Alone(Exchange):

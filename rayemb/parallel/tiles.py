@@ -121,7 +121,8 @@ def product(anchors: Tensor, candidates: Tensor) -> Tensor:
     if anchors.dtype == candidates.dtype and anchors.element_size() == 2 and anchors.is_cuda:
         out: Tensor = torch.mm(anchors, candidates.T, out_dtype=torch.float32)
         return out
-    return widened(anchors) @ widened(candidates).T
+    with _full_precision(anchors):
+        return widened(anchors) @ widened(candidates).T
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -129,7 +130,13 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if right.element_size() == 2 and right.is_cuda:
         total += torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
     else:
-        total.addmm_(left, widened(right))
+        with _full_precision(right):
+            total.addmm_(left, widened(right))
+
+
+def _full_precision(rows: Tensor) -> torch.autocast:
+    # Autocast would make a product of fp32 one of 16 bits; a backward inside of it is under autocast as well.
+    return torch.autocast(rows.device.type, enabled=False)
 
 
 def widened(rows: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Runs a training from the driver: plans the data, starts the workers, starts them again after a failure."""
 
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def train(
     Needs a connected Ray.
     """
     corpus = Corpus.open(corpus_uri)
-    fingerprint = storage.sha256_bytes(f"{config.model_dump_json()}|{corpus.digest}".encode())
+    fingerprint = storage.sha256_bytes(f"{json.dumps(config.outcome)}|{corpus.digest}".encode())
     finished = _finished(model_uri, fingerprint)
     if finished:
         return finished

@@ -24,23 +24,22 @@ def train_step(
     call it; they may bring different numbers of micro-batches, and a rank without rows brings one of zero rows.
     Gradients are averaged over ranks, and clipped once, as a whole, where the engine clips.
 
-    `reduction`: when ranks exchange gradients. Both give the same gradient at every stage, with the optimizer on
-    the GPU or offloaded (max |difference| to one process 6e-7 after three steps). What they cost, measured with 8
-    micro-batches on W = 2 ranks, in bytes per fp32 parameter: gradients held, and gradients sent in a step.
+    `reduction`: when ranks exchange gradients. Both give the same gradient at every stage, with the optimizer
+    offloaded or not: parameters after four steps are within 6e-7 of one process with the whole batch, in fp32. What
+    they cost in bytes per fp32 parameter on W ranks (measured: W = 2, 8 micro-batches):
 
-    ============  ================  ================
-    stage         boundary          coalesce
-    ============  ================  ================
-    0             4 held, 4 sent    DeepSpeed has none
-    1             4 held, 4 sent    4 held, 4 sent
-    2             4/W held, 32 sent  4 held, 4 sent
-    3             4/W held, 32 sent  4 + 4/W held, 4 sent
-    ============  ================  ================
+    =====  ========================  =======================
+    stage  boundary: held, sent      coalesce: held, sent
+    =====  ========================  =======================
+    0      4, 4                      DeepSpeed has none
+    1      4, 4                      4, 4
+    2      4/W, 4 each micro-batch   4, 4
+    3      4/W, 4 each micro-batch   4 + 4/W, 4
+    =====  ========================  =======================
 
-    At stages 2 and 3 `boundary` reduces after each micro-batch and `coalesce` once, for which it holds whole
-    gradients on every rank. "auto" is `boundary`: it keeps the sharding for which those stages are chosen, sums bf16
-    gradients of micro-batches in fp32 where the engine asks for it (`coalesce` sums them in bf16), and is there at
-    every stage. At stage 2 on a slow network `coalesce` may be faster; then stage 1 is the same.
+    "auto" is `boundary`: it is there at every stage, keeps the shards for which stages 2 and 3 are chosen, and sums
+    the gradients of micro-batches in fp32 where `deepspeed_config` asks for that (`coalesce` sums bf16 in bf16).
+    Choose `coalesce` at stage 3 where the network is slow and whole gradients fit; at stage 2 it is stage 1.
     """
     rounds = most_over_ranks(len(micro_batches), engine.device)
     coalesce = reduction == "coalesce"

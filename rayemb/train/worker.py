@@ -13,12 +13,12 @@ import torch
 
 from rayemb.data.corpus import Corpus, concept_ids, read_row_group
 from rayemb.evaluate.metrics import ranks, recall_at
-from rayemb.losses import InfoNCE
 from rayemb.models import Model, TextTokenizer, decode_image, image_tensor
-from rayemb.parallel import mean_over_ranks
+from rayemb.parallel import Encoded, Exchange, Tiling, exchange_named, mean_over_ranks
 from rayemb.train.config import TrainConfig
 from rayemb.train.engine import create_engine, full_state, learning_rate, set_learning_rate
-from rayemb.train.objective import Objective, embed_pairs
+from rayemb.train.objective import Objective, embed_pairs, micro_batches
+from rayemb.train.step import train_step
 
 POSITION = "position.json"
 
@@ -49,8 +49,9 @@ def run_worker(job_config: dict[str, Any]) -> dict[str, Any]:
         note = "compiling its operators, once on this machine" if compiling else "nothing to compile"
         job.log.say.remote(f"starting {world} DeepSpeed engines, ZeRO-{config.zero_stage} ({note})")
     model = Model.create(config.model, job.tokenizer, config.seed)
-    objective = Objective(model.network.train(), InfoNCE(config.loss)).to(device)
+    objective = Objective(model.network.train(), config.loss.build(config.model.dim)).to(device)
     engine = create_engine(objective, config)
+    exchange = exchange_named(config.exchange, Tiling(*config.tile) if config.tile else None)
     step, history = _restore(engine, job_config["start_row"])
     validation = _validation_rows(job, rank, world, device)
     batches = _batches(ray.train.get_dataset_shard("train"), config.batch_size // world, device)
@@ -58,9 +59,7 @@ def run_worker(job_config: dict[str, Any]) -> dict[str, Any]:
     for batch in batches:
         rate = learning_rate(config, step)
         set_learning_rate(engine, rate)
-        loss = engine(batch["pixels"], batch["tokens"], batch["group"])
-        engine.backward(loss)
-        engine.step()
+        loss = _step(engine, objective, batch, exchange, config, progress=step / config.steps)
         step += 1
         last = step == config.steps
         if not (last or step % config.log_every == 0 or step % config.checkpoint_every == 0):
@@ -73,7 +72,7 @@ def run_worker(job_config: dict[str, Any]) -> dict[str, Any]:
             "pairs_per_second": (step - first_step) * config.batch_size / (time.monotonic() - started),
         }
         if validation and (last or step % config.evaluate_every == 0):
-            metrics["val_recall_at_1"] = _validate(engine, objective, validation)
+            metrics["val_recall_at_1"] = _validate(engine, objective, validation, exchange)
         history.append(metrics)
         if rank == 0:
             job.log.add.remote(metrics)
@@ -88,9 +87,24 @@ def _batches(shard: Any, rows: int, device: torch.device) -> Iterator[dict[str, 
     for batch in shard.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=2):
         # Copied: batches lie read-only in the object store.
         tensors = {name: torch.from_numpy(np.array(values)).to(device) for name, values in batch.items()}
-        longest = int((tensors["tokens"] != 0).sum(1).max())
-        tensors["tokens"] = tensors["tokens"][:, :longest]
         yield tensors
+
+
+def _step(
+    engine: Any,
+    objective: Objective,
+    batch: dict[str, torch.Tensor],
+    exchange: Exchange,
+    config: TrainConfig,
+    *,
+    progress: float,
+) -> torch.Tensor:
+    parts, batch = micro_batches(batch, rows=config.micro_batch_size, tokens=config.micro_batch_tokens)
+
+    def loss(encoded: Encoded) -> torch.Tensor:
+        return objective.share(encoded, batch["group"], exchange, progress)
+
+    return train_step(engine, parts, loss, reduction=config.gradient_reduction)
 
 
 def _restore(engine: Any, start_row: int) -> tuple[int, list[dict[str, Any]]]:
@@ -169,17 +183,17 @@ def _validation_rows(job: Job, rank: int, world: int, device: torch.device) -> d
     }
 
 
-def _validate(engine: Any, objective: Objective, validation: dict[str, Any]) -> float:
+def _validate(engine: Any, objective: Objective, validation: dict[str, Any], exchange: Exchange) -> float:
     """Recall@1, the mean of both directions, over all ranks' validation pairs."""
     engine.eval()
-    images, texts = embed_pairs(objective.network, validation["pixels"], validation["tokens"])
+    images, texts = embed_pairs(objective.network, validation["pixels"], validation["tokens"], exchange)
     engine.train()
     image, text, groups = images.float().cpu().numpy(), texts.float().cpu().numpy(), validation["groups"]
     forward, backward = ranks(image, text, groups, groups), ranks(text, image, groups, groups)
     return (recall_at(forward, 1) + recall_at(backward, 1)) / 2
 
 
-def _save(job: Job, weights: dict[str, torch.Tensor], history: list[dict[str, Any]], temperature: float) -> None:
+def _save(job: Job, weights: dict[str, torch.Tensor], history: list[dict[str, Any]], temperature: float | None) -> None:
     model = Model.create(job.config.model, job.tokenizer, job.config.seed)
     model.network.load_state_dict(weights)
     model.info = {**job.info, "temperature": temperature, "training": history}

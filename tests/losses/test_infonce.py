@@ -1,6 +1,8 @@
 """InfoNCE against loops over explicit pairs, torch's cross-entropy and closed forms."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,258 +11,183 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rayemb.config import ConfigError, from_mapping
-from rayemb.losses import InfoNCE, InfoNCEConfig, Pairs, pair_by_group
-from rayemb.losses.infonce import info_nce
+from rayemb.losses import Batch, InfoNCEConfig
+from tests.losses.common import FOUR, cosines, exact, gradients, vectors
 
 
-def unit(rows: int, dim: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=1).to(
-        dtype
-    )
+def one_row(s: Tensor, w: Tensor, out: Tensor, scale: float, margin: float) -> float | None:
+    """The definition for one anchor, in Python floats: cosines, weights of positives, candidates left out."""
+    logits = {j: scale * (float(s[j]) - (margin if w[j] > 0 else 0.0)) for j in range(len(s)) if w[j] > 0 or not out[j]}
+    weights = math.fsum(w.tolist())
+    if not weights:
+        return None
+    total = math.log(math.fsum(math.exp(x) for x in logits.values()))
+    return -math.fsum(float(w[j]) * (logits[j] - total) for j in logits) / weights
 
 
-def by_loops(s: Tensor, w: Tensor, ignore: Tensor | None, scale: float, margin: float) -> list[float]:
-    """The definition, pair by pair, in Python floats."""
-    losses = []
-    for i in range(s.shape[0]):
-        logits = {}
-        for j in range(s.shape[1]):
-            if ignore is None or not ignore[i, j]:
-                logits[j] = scale * (float(s[i, j]) - (margin if w[i, j] > 0 else 0.0))
-        total = math.fsum(math.exp(x) for x in logits.values())
-        weights = [float(w[i, j]) for j in range(s.shape[1])]
-        loss = -math.fsum(weights[j] * (logits[j] - math.log(total)) for j in logits if weights[j])
-        losses.append(loss / math.fsum(weights))
-    return losses
+def by_loops(batch: Batch, weights: Tensor, config: InfoNCEConfig) -> float:
+    """The mean over directions, each with a softmax of its own."""
+    assert batch.documents is not None
+    assert batch.keys is not None
+    number = batch.queries.shape[0]
+    parts = [batch.documents] if batch.negatives is None else [batch.documents, batch.negatives]
+    s = cosines(batch.queries, torch.cat(parts))
+    w, out = weights.clone(), torch.zeros(s.shape, dtype=torch.bool)
+    for i in range(number):
+        for j in range(number):
+            if batch.keys[i] == batch.keys[j] and not weights[i, j]:
+                w[i, j] = float(config.duplicates == "positive")
+                out[i, j] = config.duplicates == "ignore"
+    rows = []
+    if "query_to_document" in config.directions:
+        rows += [one_row(s[i], w[i], out[i], 1 / config.temperature, config.margin) for i in range(number)]
+    if "document_to_query" in config.directions:
+        rows += [one_row(s[:, j], w[:, j], out[:, j], 1 / config.temperature, config.margin) for j in range(number)]
+    counted = [row for row in rows if row is not None]
+    return math.fsum(counted) / max(len(counted), 1)
 
 
 @given(
-    st.integers(1, 5),
-    st.integers(1, 7),
+    st.integers(1, 6),
+    st.integers(0, 4),
     st.integers(0, 10_000),
     st.sampled_from([0.0, 0.2]),
-    st.floats(1, 20),
+    st.sampled_from(["positive", "ignore", "negative"]),
+    st.sampled_from([FOUR[:1], FOUR[1:2], FOUR[:2]]),
     st.booleans(),
 )
-def test_it_is_its_definition(rows: int, more: int, seed: int, margin: float, scale: float, with_ignore: bool) -> None:
+def test_it_is_its_definition(
+    rows: int, more: int, seed: int, margin: float, duplicates: str, directions: Any, weighted: bool
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    columns = rows + more
-    s = torch.rand(rows, columns, generator=generator, dtype=torch.float64) * 2 - 1
-    w = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
-    w = w * (torch.rand(rows, columns, generator=generator) < 0.3)
-    w[torch.arange(rows), torch.arange(rows)] = 1.0
-    ignore = (torch.rand(rows, columns, generator=generator) < 0.3) & (w == 0) if with_ignore else None
-    losses = info_nce(s, Pairs(w, ignore), scale=scale, margin=margin)
-    expected = torch.tensor(by_loops(s, w, ignore, scale, margin), dtype=torch.float64)
-    torch.testing.assert_close(losses, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.eye(rows, rows + more, dtype=torch.float64)
+    if weighted:
+        weights = torch.rand(rows, rows + more, generator=generator, dtype=torch.float64)
+        weights *= torch.rand(rows, rows + more, generator=generator) < 0.3
+    batch = Batch(
+        vectors(rows, seed=seed),
+        vectors(rows, seed=seed + 1),
+        negatives=vectors(more, seed=seed + 2) if more else None,
+        keys=torch.randint(0, 4, (rows,), generator=generator),
+        weights=weights if weighted else None,
+    )
+    config = {"temperature": 0.2, "margin": margin, "duplicates": duplicates, "directions": directions}
+    expected = by_loops(batch, weights, from_mapping(InfoNCEConfig, config))
+    assert exact(config)(batch).item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
-def test_one_positive_is_torchs_cross_entropy() -> None:
-    anchors, candidates = unit(5, seed=1), unit(9, seed=2)
-    groups = torch.arange(9)
-    loss = InfoNCE(InfoNCEConfig(temperature=0.1)).double()
-    losses = loss(anchors, candidates, pair_by_group(groups[2:7], groups, 2, "positive"))
-    expected = torch.nn.functional.cross_entropy(anchors @ candidates.T / 0.1, groups[2:7], reduction="none")
-    torch.testing.assert_close(losses, expected, rtol=1e-7, atol=1e-7)
+@given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 10_000), st.sampled_from(["positive", "ignore"]))
+def test_the_four_blocks_are_one_softmax(rows: int, more: int, seed: int, duplicates: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randint(0, 4, (rows,), generator=generator)
+    owners = torch.randint(0, rows, (more,), generator=generator)
+    q, d, n = vectors(rows, seed=seed), vectors(rows, seed=seed + 1), vectors(more, seed=seed + 2)
+    batch = Batch(q, d, negatives=n, negative_rows=owners, keys=keys)
+    losses = []
+    for i in range(rows):
+        same = [j for j in range(rows) if keys[j] == keys[i]] if duplicates == "positive" else [i]
+        others = [j for j in range(rows) if keys[j] != keys[i]]
+        qd, dq, qq, dd = (x[i].tolist() for x in (cosines(q, d), cosines(d, q), cosines(q, q), cosines(d, d)))
+        qn, dn = cosines(q, n)[i].tolist(), cosines(d, n)[i].tolist()
+        # The positives stand in the denominator once in either direction; nothing is compared with itself.
+        total = [qd[j] for j in same + others] + [float(cosines(q, d)[j, i]) for j in same + others]
+        total += [qq[j] for j in others] + [dd[j] for j in others]
+        total += qn + [dn[k] for k in range(more) if owners[k] != i]
+        assert dq[i] == pytest.approx(qd[i])
+        pull = math.fsum(qd[j] for j in same) / len(same) / 0.2
+        losses.append(math.log(math.fsum(math.exp(x / 0.2) for x in total)) - pull)
+    loss = exact({"temperature": 0.2, "directions": FOUR, "partition": "joint", "duplicates": duplicates})
+    assert loss(batch).item() == pytest.approx(math.fsum(losses) / rows, rel=1e-10)
+
+
+def test_one_direction_is_torchs_cross_entropy() -> None:
+    q, d, n = vectors(5), vectors(5, seed=1), vectors(7, seed=2)
+    logits = cosines(q, torch.cat([d, n])) / 0.1
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(5))
+    loss = exact({"temperature": 0.1, "directions": ["query_to_document"]})
+    torch.testing.assert_close(loss(Batch(q, d, negatives=n)), expected, rtol=1e-12, atol=0)
 
 
 def test_several_positives_are_the_mean_of_the_cross_entropies() -> None:
-    anchors, candidates = unit(1, seed=1), unit(6, seed=2)
-    positives = torch.tensor([[0.0, 1, 0, 1, 1, 0]])
-    losses = info_nce(anchors @ candidates.T, Pairs(positives), scale=7.0)
-    logits = (anchors @ candidates.T * 7.0).expand(3, -1)
+    q, d = vectors(1), vectors(6, seed=2)
+    logits = (cosines(q, d) / 0.1).expand(3, -1)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 3, 4]))
-    torch.testing.assert_close(losses[0], expected)
+    loss = exact({"temperature": 0.1, "directions": ["query_to_document"]})
+    batch = Batch(q, d[:1], negatives=d[1:], weights=torch.tensor([[0.0, 1, 0, 1, 1, 0]]))
+    torch.testing.assert_close(loss(batch), expected, rtol=1e-12, atol=0)
 
 
 def test_closed_forms() -> None:
+    # All vectors alike: log M, for one positive as for all of them (each holds 1 / M of the mass).
     same = torch.ones(4, 3, dtype=torch.float64)
-    groups = torch.arange(4)
-    # All candidates alike: log M. Orthogonal pairs at temperature t: log(1 + (M - 1) exp(-1 / t)).
-    assert float(info_nce(same @ same.T, pair_by_group(groups, groups, 0, "positive"), scale=3.0)[0]) == pytest.approx(
-        math.log(4)
-    )
+    assert exact({})(Batch(same, same)).item() == pytest.approx(math.log(4))
+    assert exact({})(Batch(same, same, keys=torch.zeros(4, dtype=torch.int64))).item() == pytest.approx(math.log(4))
+    # Orthogonal pairs at temperature t: log(1 + (M - 1) exp(-1 / t)).
     axes = torch.eye(4, dtype=torch.float64)
-    losses = info_nce(axes @ axes.T, pair_by_group(groups, groups, 0, "positive"), scale=1 / 0.5)
-    assert float(losses[2]) == pytest.approx(math.log(1 + 3 * math.exp(-2)))
-    # All candidates are positives and alike: still log M, for each holds 1/M of the mass.
-    everything = Pairs(torch.ones(4, 4))
-    assert float(info_nce(same @ same.T, everything, scale=3.0)[1]) == pytest.approx(math.log(4))
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_one_row_alone_has_nothing_to_learn(rows: int) -> None:
-    vectors = unit(rows)[:1]
-    losses = info_nce(vectors @ vectors.T, Pairs(torch.ones(1, 1)), scale=50.0)
-    assert losses.tolist() == [0.0]
-
-
-def test_no_rows_give_no_losses() -> None:
-    assert info_nce(torch.zeros(0, 5), Pairs(torch.zeros(0, 5)), scale=1.0).shape == (0,)
+    assert exact({"temperature": 0.5})(Batch(axes, axes)).item() == pytest.approx(math.log(1 + 3 * math.exp(-2)))
 
 
 def test_an_ignored_candidate_might_as_well_not_be_there() -> None:
-    anchors, candidates = unit(3, seed=1), unit(5, seed=2)
-    groups = torch.arange(5)
-    ignore = torch.zeros(3, 5, dtype=torch.bool)
-    ignore[:, 4] = True
-    pairs = Pairs(torch.eye(3, 5), ignore)
-    without = pair_by_group(groups[:3], groups[:4], 0, "negative")
-    torch.testing.assert_close(
-        info_nce(anchors @ candidates.T, pairs, scale=9.0),
-        info_nce(anchors @ candidates[:4].T, without, scale=9.0),
-    )
+    q, d, n = vectors(3), vectors(3, seed=1), vectors(2, seed=2)
+    config = {"duplicates": "ignore", "directions": ["query_to_document"]}
+    batch = Batch(q, d, negatives=n, keys=torch.arange(3), negative_keys=torch.tensor([1, 7]))
+    parts = []
+    for i in range(3):
+        negatives = torch.cat([d[torch.arange(3) != i], n[1:] if i == 1 else n])
+        parts.append(exact(config)(Batch(q[[i]], d[[i]], negatives=negatives)).item())
+    assert exact(config)(batch).item() == pytest.approx(math.fsum(parts) / 3, rel=1e-12)
 
 
-def test_an_ignored_candidate_gets_no_gradient_and_spoils_none() -> None:
-    s = (unit(3, seed=1) @ unit(5, seed=2).T).requires_grad_()
-    ignore = torch.zeros(3, 5, dtype=torch.bool)
-    ignore[1, 4] = True
-    info_nce(s, Pairs(torch.eye(3, 5), ignore), scale=9.0).sum().backward()
-    assert s.grad is not None
-    assert s.grad.isfinite().all()
-    assert s.grad[1, 4] == 0
-    assert s.grad[0, 4] > 0
+def test_what_everyone_ignores_gets_no_gradient() -> None:
+    keys = torch.tensor([[0, 9], [1, 9], [2, 9]])  # any equal column will do
+    batch = Batch(vectors(3), vectors(3, seed=1), negatives=vectors(1, seed=2), keys=keys)
+    found = gradients(exact({"duplicates": "ignore"}), replace(batch, negative_keys=torch.tensor([[7, 9]])))
+    assert all(not gradient.any() for gradient in found.values())
+    found = gradients(exact({"duplicates": "ignore"}), replace(batch, negative_keys=torch.tensor([[7, 8]])))
+    assert all(gradient.any() for gradient in found.values())
 
 
 def test_policies_for_duplicates() -> None:
-    anchors, candidates = unit(4, seed=1), unit(4, seed=2)
-    groups = torch.tensor([0, 0, 1, 2])
-    losses = {
-        policy: InfoNCE(InfoNCEConfig(duplicates=policy)).double()(
-            anchors, candidates, pair_by_group(groups, groups, 0, policy)
-        )
-        for policy in ("positive", "ignore", "negative")
-    }
-    # Rows without a duplicate are the same under each policy; leaving a negative out lowers the loss.
-    for policy in ("ignore", "negative"):
-        torch.testing.assert_close(losses["positive"][2:], losses[policy][2:])
-    assert (losses["ignore"][:2] < losses["negative"][:2]).all()
-    assert (losses["positive"][:2] != losses["negative"][:2]).all()
+    batch = Batch(vectors(4), vectors(4, seed=1), keys=torch.tensor([0, 0, 1, 2]))
+    loss = {policy: exact({"duplicates": policy})(batch).item() for policy in ("positive", "ignore", "negative")}
+    assert loss["ignore"] < loss["negative"]
+    assert loss["positive"] != loss["negative"]
+    assert loss["negative"] == exact({})(Batch(batch.queries, batch.documents)).item()
 
 
 def test_a_margin_makes_it_harder() -> None:
-    anchors, candidates = unit(4, seed=1), unit(4, seed=2)
-    pairs = pair_by_group(torch.arange(4), torch.arange(4), 0, "positive")
-    losses = [InfoNCE(InfoNCEConfig(margin=m)).double()(anchors, candidates, pairs).mean() for m in (0.0, 0.1, 0.3)]
+    batch = Batch(vectors(4), vectors(4, seed=1))
+    losses = [exact({"margin": margin})(batch).item() for margin in (0.0, 0.1, 0.3)]
     assert losses[0] < losses[1] < losses[2]
 
 
-@pytest.mark.parametrize("duplicates", ["positive", "ignore", "negative"])
-@pytest.mark.parametrize("margin", [0.0, 0.1])
-def test_gradients_of_both_sides_and_the_temperature(duplicates: str, margin: float) -> None:
-    config = from_mapping(InfoNCEConfig, {"temperature": 0.3, "margin": margin, "duplicates": duplicates})
-    loss = InfoNCE(config).double()
-    groups = torch.tensor([0, 0, 1, 2])
-    pairs = pair_by_group(groups[1:], groups, 1, config.duplicates)
-    log_scale = loss.log_scale.detach().clone().requires_grad_()
-
-    def run(anchors: Tensor, candidates: Tensor, log_scale: Tensor) -> Tensor:
-        out = torch.func.functional_call(loss, {"log_scale": log_scale}, (anchors, candidates, pairs))
-        assert isinstance(out, Tensor)
-        return out
-
-    inputs = (unit(3, seed=1).requires_grad_(), unit(4, seed=2).requires_grad_(), log_scale)
-    assert torch.autograd.gradcheck(run, inputs)
+def test_swapping_the_sides_swaps_the_directions() -> None:
+    q, d = vectors(5), vectors(5, seed=1)
+    forward, backward = (exact({"directions": [direction]}) for direction in FOUR[:2])
+    torch.testing.assert_close(forward(Batch(q, d)), backward(Batch(d, q)))
+    torch.testing.assert_close(exact({})(Batch(q, d)), exact({})(Batch(d, q)))
 
 
-def test_the_gradient_of_a_batch_alone_equals_finite_differences_of_the_temperature() -> None:
-    anchors, candidates = unit(4, seed=3), unit(4, seed=4)
-    pairs = pair_by_group(torch.arange(4), torch.arange(4), 0, "positive")
-
-    def at(log_scale: float) -> float:
-        return float(info_nce(anchors @ candidates.T, pairs, scale=math.exp(log_scale)).mean())
-
-    loss = InfoNCE(InfoNCEConfig(temperature=0.2)).double()
-    loss(anchors, candidates, pairs).mean().backward()
-    start, step = -math.log(0.2), 1e-5
-    assert loss.log_scale.grad is not None
-    assert float(loss.log_scale.grad) == pytest.approx((at(start + step) - at(start - step)) / (2 * step), rel=1e-5)
+def test_documents_seek_among_queries_only() -> None:
+    q, d, n = vectors(5), vectors(5, seed=1), vectors(4, seed=2)
+    loss = exact({"directions": ["document_to_query"]})
+    assert torch.equal(loss(Batch(q, d, negatives=n)), loss(Batch(q, d)))
 
 
-# -- numerics --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_half_inputs_give_an_fp32_loss_close_to_fp64(dtype: torch.dtype, autocast: bool) -> None:
-    anchors, candidates = unit(16, 32, seed=1).to(dtype), unit(16, 32, seed=2).to(dtype)
-    pairs = pair_by_group(torch.arange(16), torch.arange(16), 0, "positive")
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        losses = InfoNCE(InfoNCEConfig())(anchors, candidates, pairs)
-    # The oracle sees the same rounded inputs: only the arithmetic is compared.
-    expected = InfoNCE(InfoNCEConfig()).double()(anchors.double(), candidates.double(), pairs)
-    assert losses.dtype == torch.float32
-    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_sides_of_different_dtypes_meet_in_fp32() -> None:
-    pairs = pair_by_group(torch.arange(3), torch.arange(3), 0, "positive")
-    for a, b in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
-        assert InfoNCE(InfoNCEConfig())(unit(3, dtype=a), unit(3, seed=1, dtype=b), pairs).dtype == torch.float32
-
-
-def test_the_sharpest_temperature_stays_finite() -> None:
-    anchors = unit(64, dtype=torch.float32)
-    pairs = pair_by_group(torch.arange(64), torch.arange(64), 0, "positive")
-    losses = InfoNCE(InfoNCEConfig(temperature=1e-4, learnable_temperature=False))(anchors, -anchors, pairs)
-    assert losses.isfinite().all()
-    assert losses.max() > 1000
-
-
-# -- the temperature -------------------------------------------------------------------------------------------
-
-
-def test_the_temperature_starts_where_the_config_says() -> None:
-    assert InfoNCE(InfoNCEConfig(temperature=0.05)).temperature == pytest.approx(0.05)
-
-
-def test_the_temperature_never_goes_below_its_floor() -> None:
-    loss = InfoNCE(InfoNCEConfig(min_temperature=0.02))
-    with torch.no_grad():
-        loss.log_scale.fill_(100.0)
-    assert loss.temperature == pytest.approx(0.02)
-    vectors = unit(3, dtype=torch.float32)
-    pairs = pair_by_group(torch.arange(3), torch.arange(3), 0, "positive")
-    torch.testing.assert_close(loss(vectors, vectors, pairs), info_nce(vectors @ vectors.T, pairs, scale=50.0))
-
-
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_temperature_beyond_its_floor_can_come_back_and_cannot_go_further(sign: float) -> None:
-    loss = InfoNCE(InfoNCEConfig(min_temperature=0.02)).double()
-    with torch.no_grad():
-        loss.log_scale.fill_(10.0)
-    anchors = unit(6, seed=1)
-    # Perfect pairs want a sharper softmax, wrong pairs a softer one.
-    pairs = pair_by_group(torch.arange(6), torch.arange(6), 0, "positive")
-    loss(anchors, sign * anchors, pairs).mean().backward()
-    assert loss.log_scale.grad is not None
-    gradient = float(loss.log_scale.grad)
-    assert gradient > 0 if sign < 0 else gradient == 0
-
-
-def test_training_moves_the_temperature_to_its_floor_and_back() -> None:
-    loss = InfoNCE(InfoNCEConfig(temperature=0.05, min_temperature=0.02)).double()
-    optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
-    anchors = unit(6, seed=1)
-    pairs = pair_by_group(torch.arange(6), torch.arange(6), 0, "positive")
-    for sign, steps in ((1.0, 60), (-1.0, 60)):
-        for _ in range(steps):
-            optimizer.zero_grad()
-            loss(anchors, sign * anchors, pairs).mean().backward()
-            optimizer.step()
-        if sign > 0:
-            assert loss.temperature == pytest.approx(0.02)
-    assert loss.temperature > 0.1
-
-
-def test_a_fixed_temperature_is_not_trained_and_has_no_floor() -> None:
-    loss = InfoNCE(InfoNCEConfig(temperature=0.001, learnable_temperature=False))
-    assert loss.temperature == pytest.approx(0.001, rel=1e-5)
-    assert not any(p.requires_grad for p in loss.parameters())
-
-
-def test_a_start_below_the_floor_is_refused() -> None:
-    with pytest.raises(ConfigError, match="below min_temperature"):
-        from_mapping(InfoNCEConfig, {"temperature": 0.005})
+@pytest.mark.parametrize(
+    ("config", "key", "message"),
+    [
+        ({"temperature": 0.005}, "(top)", "below min_temperature"),
+        ({"temperature": 0.0}, "temperature", "greater than 0"),
+        ({"directions": []}, "directions", "at least 1"),
+        ({"directions": FOUR[:1] * 2}, "(top)", "directions repeat"),
+        ({"directions": FOUR}, "(top)", "partition must be joint"),
+        ({"directions": FOUR[1:], "partition": "joint"}, "(top)", "needs the direction query_to_document"),
+        ({"duplicates": "both"}, "duplicates", "'positive', 'ignore' or 'negative'"),
+        ({"margin": 2.0}, "margin", "less than 2"),
+    ],
+)
+def test_a_config_that_makes_no_sense_says_where(config: dict[str, Any], key: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        from_mapping(InfoNCEConfig, config)
+    assert error.value.problems[0][0] == key

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rayemb.errors import RayembError
 from rayemb.parallel.cache import Encoded, cut, gradient_cache, most_over_ranks, split, take_rows
-from rayemb.parallel.gather import gather_rows
+from tests.parallel.gather import gather_rows
 from tests.parallel.processes import run_processes
 
 WIDTH, DIM, RAGGED = 6, 4, {"negatives": "counts"}

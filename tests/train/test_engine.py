@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayemb.losses import InfoNCE, InfoNCEConfig
+from rayemb.losses import InfoNCEConfig
 from rayemb.models import ConvNetConfig, TextTransformerConfig, TwoTower, TwoTowerConfig
+from rayemb.parallel import Alone, exchange_named
 from rayemb.train.config import TrainConfig
 from rayemb.train.engine import create_engine, full_state, learning_rate, parameter_groups
 from rayemb.train.objective import Objective
@@ -30,14 +31,14 @@ CONFIG = TrainConfig(
 
 def objective() -> Objective:
     torch.manual_seed(0)
-    return Objective(TwoTower(CONFIG.model, VOCAB), InfoNCE(InfoNCEConfig(temperature=0.1)))
+    return Objective(TwoTower(CONFIG.model, VOCAB), InfoNCEConfig(temperature=0.1).build(CONFIG.model.dim))
 
 
-def batch() -> tuple[Tensor, Tensor, Tensor]:
+def batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (ROWS, 3, 16, 16), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(1, VOCAB, (ROWS, 6), generator=generator)
-    return pixels, tokens, torch.tensor([0, 1, 2, 3, 0, 4, 5, 1])
+    return {"pixels": pixels, "tokens": tokens, "group": torch.tensor([0, 1, 2, 3, 0, 4, 5, 1])}
 
 
 def on_rank(rank: int, world: int) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor] | None]]:
@@ -48,9 +49,9 @@ def on_rank(rank: int, world: int) -> dict[int, tuple[dict[str, Tensor], dict[st
     found = {}
     for stage in (0, 1, 2, 3):
         config = CONFIG.model_copy(update={"zero_stage": stage})
-        engine = create_engine(objective(), config)
-        loss = engine(*(part[share] for part in batch()))
-        engine.backward(loss)
+        module, mine = objective(), {name: part[share] for name, part in batch().items()}
+        engine = create_engine(module, config)
+        engine.backward(module.share(engine(mine), mine["group"], exchange_named("gather")))
         grads = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}
         found[stage] = grads, full_state(engine, engine.module.network, stage)
     return found
@@ -59,7 +60,7 @@ def on_rank(rank: int, world: int) -> dict[int, tuple[dict[str, Tensor], dict[st
 @pytest.mark.slow
 def test_every_zero_stage_has_the_gradient_of_one_process() -> None:
     whole = objective()
-    whole(*batch()).backward()
+    whole.share(whole(batch()), batch()["group"], Alone()).backward()
     expected = {name: p.grad for name, p in whole.named_parameters()}
     for rank, stages in enumerate(run_processes(2, on_rank)):
         for stage, (grads, state) in stages.items():

@@ -1,8 +1,7 @@
-"""All-gather of rows with the right gradient: what one process with the whole batch would have computed.
+"""An all-gather with autograd, written on its own: what toy losses in tests exchange with.
 
-The contract (tested at W = 2 and 3, ragged batches included): if every rank computes the loss of its own rows
-against all gathered rows, scales it by `GatheredRows.weight`, and gradients are *averaged* over ranks (as DDP and
-DeepSpeed do), then parameters get exactly the gradient of the mean loss over the whole batch.
+If every rank scales the sum over its own rows by `GatheredRows.weight` and gradients are averaged over ranks,
+parameters get the gradient of the mean over the whole batch.
 """
 
 from dataclasses import dataclass
@@ -49,15 +48,6 @@ def gather_rows(local: Tensor) -> GatheredRows:
         else _gather(local, counts)
     )
     return GatheredRows(rows, sum(counts[:rank]), counts[rank], world)
-
-
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a detached scalar over all ranks: the loss that one process would report."""
-    if not dist.is_available() or not dist.is_initialized():
-        return value.detach()
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
 
 
 def _gather(local: Tensor, counts: list[int]) -> Tensor:
