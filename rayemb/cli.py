@@ -1,4 +1,4 @@
-"""The command line: `rayemb demo|data|train|evaluate|embed|index|serve|search|tune|config`.
+"""The command line: `rayemb demo|data|train|evaluate|embed|index|serve|search|tune|config|methods`.
 
 Every stage takes a YAML config and overrides: `rayemb train run.yaml train.steps=100`.
 """
@@ -146,6 +146,20 @@ def config_show(args: Args = None) -> None:
 def config_schema() -> None:
     """The JSON schema of the config, for editors."""
     typer.echo(schema(RunConfig))
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Every method a config can name: what it does, its source, and the test that shows it."""
+    from dataclasses import asdict
+
+    from rayemb.pipeline.methods import methods, table
+
+    found = methods()
+    if as_json:
+        typer.echo(json.dumps([asdict(method) for method in found], indent=2))
+    else:
+        Console().print(table(found))
 
 
 @app.command()

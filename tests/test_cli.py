@@ -1,6 +1,7 @@
 """The command line: help that answers, errors in three parts and exit code 2, configs resolved before Ray starts."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,3 +99,14 @@ def test_the_schema_accepts_the_shipped_configs(rayemb: Run) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     for path in sorted((ROOT / "jobs/configs").glob("*.yaml")):
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+
+
+def test_every_method_has_its_source_and_its_test(rayemb: Run) -> None:
+    found = json.loads(rayemb("methods", "--json").stdout)
+    assert {"infonce", "siglip", "gist_embed", "matryoshka"} <= {method["name"] for method in found}
+    for method in found:
+        assert method["summary"]
+        assert re.search(r"\d{4}", method["source"]), method
+        assert (ROOT / method["test"]).exists(), method
+    assert {method["card"] for method in found if method["card"]} >= {"S188", "S106", "S003", "S130", "S095"}
+    assert "gist_embed" in rayemb("methods").stdout

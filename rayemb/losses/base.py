@@ -60,7 +60,8 @@ class Batch:
 
     def candidates(self) -> Tensor:
         """Documents, hard negatives and memory as unit vectors `(C, D)`."""
-        return torch.cat([unit(part) for part in self._parts()])
+        parts = [unit(part) for part in self._parts()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def candidate_keys(self) -> Tensor | None:
         """Their keys `(C,)` or `(C, K)`; `NO_KEY` for parts that have none."""

@@ -74,7 +74,7 @@ class InfoNCE(Loss):
         if config.partition == "per_direction":
             parts = [softmax_loss(forward)] if "query_to_document" in directions else []
             parts += [softmax_loss(backward)] if backward is not None else []
-            return concatenated(*parts)
+            return concatenated(*(parts or [softmax_loss(forward)]))  # no rank has a row: neither has the other side
         negatives, positives = [forward.negatives], [forward.positives]
         if backward is not None:
             # The positive is in the denominator twice, as in the paper: once in either direction.

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rayemb.parallel.exchange import Alone, Exchange, Visits
 from rayemb.parallel.pairs import PairFinder, Pairs, TilePairs
@@ -67,15 +68,13 @@ def contrast(
     """
     exchange = exchange or Alone()
     problem = _problem(anchors_BD, candidates_CD, pairs, columns, bias_C, boost_B, reduction)
-    dim = anchors_BD.shape[1] if anchors_BD.ndim == 2 else 0
-    table = exchange.agree(problem, candidates_CD.shape[0], columns, dim)
-    if any(dims != dim for _, _, dims in table):
-        raise ValueError(f"the ranks' vectors have different dimensions: {[dims for _, _, dims in table]}")
+    alike = "" if problem else _exchanged(anchors_BD, candidates_CD, pairs, bias_C, reduction)
+    table = exchange.agree(problem, candidates_CD.shape[0], columns, alike=alike)
     work = _Work(
         pairs,
         exchange,
-        sizes=[size for size, _, _ in table],
-        columns=[number for _, number, _ in table],
+        sizes=[size for size, _ in table],
+        columns=[number for _, number in table],
         boost=boost_B.detach() if boost_B is not None else None,
         reduction=reduction,
     )
@@ -107,7 +106,24 @@ def _problem(
             return f"{name} has shape {tuple(vector.shape)}, not ({rows},)"
     if columns and reduction == "sigmoid":
         return "columns: a sigmoid loss has no side of its columns; its sum over rows is the whole"
-    return pairs.problem(anchors.shape[0], candidates.shape[0])
+    return pairs.problem(anchors.shape[0], candidates.shape[0], columns)
+
+
+def _exchanged(anchors: Tensor, candidates: Tensor, pairs: Pairs, bias: Tensor | None, reduction: Reduction) -> str:
+    """What has to be alike on all ranks, in words."""
+    words = [f"vectors of {candidates.shape[1]} dimensions ({anchors.dtype}, {candidates.dtype})", reduction]
+    # Backward exchanges, too: a rank that does not come to it would leave the others waiting.
+    graph = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (anchors, candidates, bias))
+    words.append("a graph" if graph else "no graph")
+    words.append(
+        "no keys" if pairs.keys is None else f"keys of shape (n, {', '.join(map(str, pairs.keys[1].shape[1:]))})"
+    )
+    words += ["a bias"] if bias is not None else []
+    for veto in pairs.vetoes:
+        guide = veto.candidates
+        words.append("a veto" if guide is None else f"a veto by {guide.shape[1]} dimensions ({guide.dtype})")
+        words += ["thresholds of columns"] if veto.column_above is not None else []
+    return ", ".join(words)
 
 
 class _Tile(NamedTuple):
@@ -293,7 +309,7 @@ class _Contrast(torch.autograd.Function):
         columns.over_ranks(work.exchange)
         ctx.work, ctx.rows, ctx.columns, ctx.has_bias = work, rows, columns, bias is not None
         ctx.dtype = candidates.dtype
-        ctx.save_for_backward(anchors)
+        ctx.save_for_backward(anchors, candidates)  # the visits hold candidates too; saved, a change of them is noticed
         own = work.own_columns
         column_side = (columns.negatives[own].clone(), columns.positives[own].clone(), columns.attraction[own].clone())
         numbers = (rows.weight, rows.count, columns.weight[own].clone(), columns.count[own].clone())
@@ -302,9 +318,10 @@ class _Contrast(torch.autograd.Function):
         return rows.negatives.clone(), rows.positives.clone(), rows.attraction.clone(), *column_side, *numbers
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> Any:
         work: _Work = ctx.work
-        (anchors,) = ctx.saved_tensors
+        anchors, _ = ctx.saved_tensors
         facing = work.boosted(anchors)
         own = torch.stack([grad.to(work.dtype) for grad in grads[3:6]], 1)
         column_grads = [side.contiguous() for side in work.exchange.share(own, work.columns).unbind(1)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -62,18 +63,25 @@ class Exchange(ABC):
     def reduce(self, values: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
         """Sum or maximum over ranks, no gradient."""
 
-    def agree(self, problem: str | None, *numbers: int) -> list[list[int]]:
+    def agree(self, problem: str | None, *numbers: int, alike: str = "") -> list[list[int]]:
         """Every rank's `numbers`, by rank; raises ExchangeError on all ranks if any of them has a `problem`.
 
-        Call it before the first exchange of a step: a rank that raised alone would leave the others waiting.
+        So it does if `alike`, which describes what a rank is about to exchange, is not the same on all of them.
+        Call it before the first exchange of a step: a rank that raised alone would leave the others waiting, and
+        transfers that do not fit together kill processes (gloo) or never end.
         """
-        table: list[list[int]] = self.share(torch.tensor([[problem is not None, *numbers]]), [1] * self.world).tolist()
+        row = torch.tensor([[problem is not None, crc32(alike.encode()), *numbers]])
+        table: list[list[int]] = self.share(row, [1] * self.world).tolist()
         if any(row[0] for row in table):
             said = self._messages(problem)
             rank = next(r for r, text in enumerate(said) if text)
             where = f"rank {rank} of {self.world}" if self.world > 1 else "the batch"
             raise ExchangeError(str(said[rank]), where=where)
-        return [row[1:] for row in table]
+        if any(row[1] != table[0][1] for row in table):
+            said = self._messages(alike)
+            rank = next(r for r, text in enumerate(said) if text != said[0])
+            raise ExchangeError(f"it has {said[rank]}; rank 0 has {said[0]}", where=f"rank {rank} of {self.world}")
+        return [row[2:] for row in table]
 
     @abstractmethod
     def _messages(self, problem: str | None) -> list[str | None]: ...

@@ -32,6 +32,22 @@ class Veto:
     anchors: Tensor | None = None
     candidates: Tensor | None = None
 
+    def problem(self, anchors: int, candidates: int, columns: int) -> str | None:
+        """What is wrong with this veto for so many anchors, candidates and column anchors; None if nothing."""
+        for name, vector, size in (("above", self.above, anchors), ("column_above", self.column_above, columns)):
+            if vector is not None and vector.shape != (size,):
+                return f"{name} has shape {tuple(vector.shape)}, not ({size},)"
+        if (self.anchors is None) != (self.candidates is None):
+            return "anchors and candidates must be given together"
+        if self.anchors is None or self.candidates is None:
+            return None
+        for name, rows, size in (("anchors", self.anchors, anchors), ("candidates", self.candidates, candidates)):
+            if rows.ndim != 2 or rows.shape[0] != size:
+                return f"{name} have shape {tuple(rows.shape)}, not ({size}, G)"
+        if self.anchors.shape[1] != self.candidates.shape[1]:
+            return f"anchors have {self.anchors.shape[1]} dimensions, candidates {self.candidates.shape[1]}"
+        return None
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -57,7 +73,7 @@ class Pairs:
     duplicates: Duplicates = "ignore"
     vetoes: tuple[Veto, ...] = field(default=())
 
-    def problem(self, anchors: int, candidates: int) -> str | None:
+    def problem(self, anchors: int, candidates: int, columns: int = 0) -> str | None:
         """What is wrong with these pairs for so many anchors and candidates, naming the argument; None if nothing."""
         for name, index in (("own", self.own), ("itself", self.itself)):
             if index is not None and index.shape != (anchors,):
@@ -68,9 +84,16 @@ class Pairs:
         for name, table in (("weights", self.weights), ("ignore", self.ignore)):
             if table is not None and table.shape != (anchors, candidates):
                 return f"pairs.{name} has shape {tuple(table.shape)}, not ({anchors}, {candidates})"
-        if self.keys is not None and (self.keys[0].shape[0], self.keys[1].shape[0]) != (anchors, candidates):
-            found = (self.keys[0].shape[0], self.keys[1].shape[0])
-            return f"pairs.keys are for {found} anchors and candidates, not ({anchors}, {candidates})"
+        if self.keys is not None:
+            found = tuple(tuple(keys.shape) for keys in self.keys)
+            if [shape[:1] for shape in found] != [(anchors,), (candidates,)] or found[0][1:] != found[1][1:]:
+                return f"pairs.keys have shapes {found}, not ({anchors}, ...) and ({candidates}, ...) of as many keys"
+            if any(keys.ndim > 2 or keys.dtype != torch.int64 for keys in self.keys):
+                return f"pairs.keys are {self.keys[0].dtype} of shape {found[0]}, not int64 (B,) or (B, K)"
+        for number, veto in enumerate(self.vetoes):
+            wrong = veto.problem(anchors, candidates, columns)
+            if wrong:
+                return f"pairs.vetoes[{number}].{wrong}"
         values = _entries(self.weights)[2] if self.weights is not None else None
         if values is not None and not bool((torch.isfinite(values) & (values >= 0)).all()):
             return "pairs.weights has a negative or non-finite weight"

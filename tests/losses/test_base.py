@@ -1,4 +1,4 @@
-"""What all losses share: the batch and its errors, the share of the mean, configs by name; and what all must satisfy."""
+"""What all losses share: the batch, its errors, the mean, configs by name; and what every loss must satisfy."""
 
 import copy
 import json
@@ -211,7 +211,7 @@ def test_gradients_equal_finite_differences(loss: Loss) -> None:
 
     leaves = [batch.queries, batch.documents, batch.negatives, *(loss.get_parameter(name) for name in names)]
     assert torch.autograd.gradcheck(
-        run, tuple(x.detach().clone().requires_grad_() for x in leaves if x is not None), atol=1e-6
+        run, tuple(x.detach().clone().requires_grad_() for x in leaves if x is not None), fast_mode=True
     )
 
 
@@ -341,6 +341,19 @@ def test_a_block_without_a_name_is_infonce() -> None:
     assert Run().loss == InfoNCEConfig()
     inside = from_mapping(Run, {"loss": {"name": "focal", "loss": {"temperature": 0.1}}}).loss
     assert inside.loss == InfoNCEConfig(temperature=0.1)  # type: ignore[union-attr]
+
+
+def test_a_config_says_what_its_batches_need() -> None:
+    needs = {name: from_mapping(Run, {"loss": block}).loss.needs for name, block in EVERY.items()}
+    needed = {name: set(fields) for name, fields in needs.items() if fields}
+    assert needed == {"gist_embed": {"guide"}, "class_proxies": {"labels"}, "rzenembed": {"tasks"}}
+    wrapped = from_mapping(Run, {"loss": inside(EVERY["gist_embed"], FOCAL, MATRYOSHKA)})
+    assert wrapped.loss.needs == {"guide"}
+    assert not from_mapping(Run, {"loss": {"name": "rzenembed", "tasks": 1}}).loss.needs
+    for name in ("gist_embed", "class_proxies"):
+        (field,) = needed[name]
+        with pytest.raises(ExchangeError, match=f"needs .*{field}"):
+            exact(EVERY[name])(replace(everything(3), **{field: None}))
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -76,6 +76,7 @@ def test_vectors_are_remembered_by_their_direction() -> None:
     short(Batch(vectors(4), documents))
     long(Batch(vectors(4), documents * 100))
     torch.testing.assert_close(short(batch), long(batch))
+    torch.testing.assert_close(long.get_buffer("vectors").norm(dim=1), torch.ones(8, dtype=torch.float64))
 
 
 def test_16_bit_vectors_meet_their_own_kind() -> None:

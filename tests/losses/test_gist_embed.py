@@ -89,22 +89,25 @@ def test_a_guide_that_finds_all_texts_alike_vetoes_nothing_but_the_texts_themsel
 ) -> None:
     alike = vectors(1, dim, dtype=dtype).expand(2, dim)
     assert exact(GIST)(card_batch(Batch(alike, alike.clone()))).item() == pytest.approx(1.01889, abs=1e-5)
+    batch = replace(card_batch(Batch(alike, alike.clone(), negatives=alike)), negatives=vectors(2, 4))
+    unlike = replace(batch, guide=Batch(FAR[:2], FAR[:2], negatives=FAR[2:4]))
+    assert exact(GIST)(batch).item() == exact(GIST)(unlike).item()
 
 
 def test_a_guide_for_which_everything_is_closer_leaves_nothing_to_learn() -> None:
     rows = vectors(1, 5).expand(3, 5)
     batch = Batch(vectors(3), vectors(3, seed=1), negatives=vectors(3, seed=2))
-    # Own pairs at -1, all else at ... 1 for queries and documents among themselves; the others by keys.
+    # Own pairs are at -1, queries, documents and hard negatives at 1; equal keys take out the other documents.
     batch = replace(batch, guide=Batch(rows, -rows, negatives=rows), keys=torch.zeros(3, dtype=torch.int64))
     assert exact(GIST)(batch).item() == 0
     assert not any(gradient.any() for gradient in gradients(exact(GIST), batch).values())
 
 
 def test_what_is_vetoed_gets_no_gradient() -> None:
-    # The guide finds each query at .6 from its document and at .8 from the hard negative of the batch.
+    # The guide finds the query at .6 from its document, at .8 from one hard negative and at -.8 from the other.
     guide = torch.tensor([[0.6, 0.8, 0.0], [1.0, 0, 0], [0, 1.0, 0]], dtype=torch.float64)
     batch = Batch(vectors(1), vectors(1, seed=1), negatives=vectors(2, seed=2))
-    twice = Batch(guide[:1], guide[1:2], negatives=torch.stack([guide[2], guide[2] * torch.tensor([-1.0, -1, -1])]))
+    twice = Batch(guide[:1], guide[1:2], negatives=torch.stack([guide[2], -guide[2]]))
     found = gradients(exact(GIST), replace(batch, guide=twice))
     assert not found["negatives"][0].any()
     assert found["negatives"][1].any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rayemb.config import ConfigError, from_mapping
-from rayemb.losses import Batch, MatryoshkaConfig
+from rayemb.losses import Batch, FocalConfig, MatryoshkaConfig
 from rayemb.parallel import ExchangeError
 from tests.losses.common import EVERY, built, everything, exact, gradients, vectors
 
@@ -82,9 +82,11 @@ def test_a_config_that_makes_no_sense(config: dict[str, Any], key: str, message:
 
 
 def test_a_prefix_longer_than_the_vector() -> None:
-    with pytest.raises(ValueError, match=r"matryoshka.dims has 8, the vectors have 6"):
-        exact(of(2, 8))
-    with pytest.raises(ExchangeError, match=r"matryoshka.dims has 6, the vectors have 4"):
+    message = "matryoshka.dims has 6, the vectors have 4 dimensions"
+    config = from_mapping(MatryoshkaConfig, {"dims": [2, 6], "loss": {}})
+    assert config.misfit(4) == FocalConfig(loss=config).misfit(4) == message
+    assert config.misfit(6) is None
+    with pytest.raises(ExchangeError, match=message):
         exact(of(2, 6))(Batch(vectors(3, 4), vectors(3, 4)))
 
 

@@ -97,6 +97,10 @@ def test_anchors_alike_weigh_alike() -> None:
 def test_uncounted_anchors_have_no_percentile() -> None:
     found = weights([0.1, 9.0, 0.7, 0.4], 1.0, counted=[1, 0, 1, 1])
     assert found[[0, 3, 2]].tolist() == pytest.approx(bells(3, 0.8))
+    # Not even where theirs would be much nearer to the bell's centre than any other.
+    found = weights([0.1, 0.5, 0.9], 0.5, counted=[1, 0, 1], width=1e-3)
+    assert found.isfinite().all()
+    assert found[[0, 2]].mean().item() == pytest.approx(1)
 
 
 def test_the_whole_loss_and_its_gradient() -> None:

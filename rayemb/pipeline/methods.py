@@ -1,0 +1,63 @@
+"""What rayemb has of the literature, read off the code, so that the list cannot drift from it."""
+
+import importlib
+import re
+import sys
+import typing
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from rayemb.losses import AnyLoss
+
+# Family → the union of its configs. A family that joins adds a line.
+FAMILIES = {"losses": AnyLoss}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: what a config calls it, what it is, where it comes from and which test shows it."""
+
+    family: str
+    name: str
+    summary: str
+    source: str
+    card: str
+    test: str
+
+
+def methods() -> list[Method]:
+    """Every method that a config can name, by family and name."""
+    found = []
+    for family, union in FAMILIES.items():
+        for config in typing.get_args(typing.get_args(union)[0]):
+            found.append(_method(family, config))
+    return sorted(found, key=lambda method: (method.family, method.name))
+
+
+def _method(family: str, config: type) -> Method:
+    module = sys.modules.get(config.__module__) or importlib.import_module(config.__module__)
+    headline = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+    card = re.search(r"\bS\d{3}\b", headline)
+    source = ", ".join(re.findall(r"\(([^()]*\d{4}[^()]*)\)", headline))
+    summary = " ".join((config.__doc__ or "").split("\n\n")[0].split())
+    stem = config.__module__.rsplit(".", 1)[1]
+    name = config.model_fields["name"].default  # type: ignore[attr-defined]
+    return Method(
+        family=family,
+        name=name,
+        summary=summary,
+        source=re.sub(r"[;,]?\s*card S\d{3}", "", source),
+        card=card.group() if card else "",
+        test=f"tests/{family}/test_{stem}.py",
+    )
+
+
+def table(rows: list[Method]) -> Table:
+    """The methods as a table."""
+    out = Table(pad_edge=False)
+    for title, whole in (("name", True), ("what it does", False), ("source", False), ("card", True)):
+        out.add_column(title, no_wrap=whole)
+    for row in rows:
+        out.add_row(f"{row.family}/{row.name}", row.summary, row.source, row.card)
+    return out
