@@ -271,7 +271,8 @@ def run(sizes: list[int], arguments: argparse.Namespace) -> str:
     ceiling = matmul_rate(arguments)
     lines = [
         f"`{' '.join(['python', *sys.argv])}`: {arguments.workers} worker(s), {arguments.device}, D = {arguments.dim}, "
-        f"{arguments.dtype}, torch {torch.__version__}, one thread each; matmul ceiling {ceiling / 1e9:.0f} GFLOP/s a worker",
+        f"{arguments.dtype}, torch {torch.__version__}, one thread each; "
+        f"matmul ceiling {ceiling / 1e9:.0f} GFLOP/s a worker",
         "",
         "Each cell: seconds of one forward and backward / peak MiB above the inputs, of one worker. -: does not fit.",
         "",

@@ -63,7 +63,7 @@ def from_mapping(model: type[C], data: Mapping[str, Any], *, source: str = "conf
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        problems = [(_key(item["loc"]), _message(model, item)) for item in error.errors()]
+        problems = [(_key(model, item["loc"]), _message(model, item)) for item in error.errors()]
         lines = "; ".join(f"{key}: {message}" for key, message in problems)
         raise ConfigError(lines, where=source, problems=problems) from error
 
@@ -96,8 +96,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
     data[leaf] = value
 
 
-def _key(loc: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in loc) or "(top)"
+def _key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in _walk(model, loc)[1]) or "(top)"
 
 
 def _message(model: type[BaseModel], item: Any) -> str:
@@ -116,18 +116,29 @@ def _message(model: type[BaseModel], item: Any) -> str:
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
     """Names of the fields that are valid at `loc`, as far as the schema tells (tagged unions included)."""
     root = model.model_json_schema()
+    return {name for node in _expand(_walk(model, loc)[0], root) for name in node.get("properties", {})}
+
+
+def _walk(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[dict[str, Any]], list[int | str]]:
+    """The schema's nodes at `loc`, and `loc` without the tags of discriminated unions, which no key of a file is."""
+    root = model.model_json_schema()
     nodes: list[dict[str, Any]] = [root]
+    keys: list[int | str] = []
     for part in loc:
         following: list[dict[str, Any]] = []
+        tag = False
         for node in _expand(nodes, root):
             if isinstance(part, str) and part in node.get("properties", {}):
                 following.append(node["properties"][part])
             elif isinstance(part, int) and "items" in node:
                 following.append(node["items"])
             elif node.get("properties", {}).get("name", {}).get("const") == part:
-                following.append(node)  # the tag of a discriminated union is a step of the location
+                following.append(node)
+                tag = True
         nodes = following or nodes
-    return {name for node in _expand(nodes, root) for name in node.get("properties", {})}
+        if not tag:
+            keys.append(part)
+    return nodes, keys
 
 
 def _expand(nodes: list[dict[str, Any]], root: dict[str, Any]) -> list[dict[str, Any]]:

@@ -318,7 +318,7 @@ class _Contrast(torch.autograd.Function):
         return rows.negatives.clone(), rows.positives.clone(), rows.attraction.clone(), *column_side, *numbers
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         work: _Work = ctx.work
         anchors, _ = ctx.saved_tensors

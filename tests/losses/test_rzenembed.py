@@ -125,6 +125,13 @@ def test_near_duplicates_of_the_positive_are_no_negatives() -> None:
     assert loss(batch).item() == pytest.approx(math.fsum(expected) / 3, rel=1e-10)
 
 
+def test_candidates_just_as_close_as_the_threshold_stay() -> None:
+    axes = torch.eye(4, 6, dtype=torch.float64)
+    batch = Batch(vectors(4), axes)  # documents at a cosine of 0, without rounding
+    kept = exact({"name": "rzenembed", "false_negative_above": 0})
+    assert kept(batch).item() == exact({"name": "rzenembed", "false_negative_above": 1})(batch).item()
+
+
 def test_without_any_negative_left_the_loss_is_0() -> None:
     same = vectors(1, seed=1).expand(4, 6)
     batch = Batch(vectors(4), same * torch.tensor([[1.0], [2], [3], [4]]))

@@ -418,6 +418,20 @@ def test_loss_and_gradients_are_those_of_one_process(world: int, option: str) ->
     assert not wrong, "\n" + "\n".join(wrong)
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_batch_of_no_or_one_row(option: str, rows: int) -> None:
+    """Of all ranks together: whatever is left, the loss and its gradients are numbers, and zero for no rows."""
+    # Rank 1 of these sizes, alone.
+    case = Case(option, "ragged", (2, rows, TOTAL - 2 - rows), "gather", "many", False)
+    model, data = Model(OPTIONS[option]), data_of_rank(case, 0, 1)
+    loss = model.loss(data.batch(model.encode(data.inputs)))
+    loss.backward()
+    found = [loss.detach(), *gradients(model).values()]
+    assert all(value.isfinite().all() for value in found)
+    assert rows or not any(value.any() for value in found)
+
+
 def differences(found: Outcome, oracle: Outcome) -> Iterator[str]:
     if not abs(found.loss - oracle.loss) <= 1e-10 * abs(oracle.loss):
         yield f"loss {found.loss} is not {oracle.loss}"
