@@ -55,7 +55,8 @@ class CrossBatchMemory(Wrapper):
         memory = self.vectors[mine].to(batch.queries.dtype).clone()
         keys = self.keys[mine].clone() if batch.keys is not None else None
         rows = self.loss.rows(replace(batch, memory=memory, memory_keys=keys), exchange)
-        self._remember(batch, exchange)
+        if self.training:  # a validation loss must leave no trace
+            self._remember(batch, exchange)
         return rows
 
     def problem(self, batch: Batch) -> str | None:

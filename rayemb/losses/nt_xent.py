@@ -49,6 +49,12 @@ class NTXent(Loss):
         anchors = scaled(unit(views.queries), self.scale.scale())
         return softmax_loss(contrast(anchors, candidates, pairs, exchange=exchange)[0])
 
+    def problem(self, batch: Batch) -> str | None:
+        """See `Loss.problem`."""
+        if batch.weights is not None:
+            return "NTXent knows one positive per view: weights are not supported"
+        return super().problem(batch)
+
     @property
     def temperature(self) -> float:
         """The current temperature."""

@@ -47,6 +47,8 @@ class SupCon(Loss):
 
     def problem(self, batch: Batch) -> str | None:
         """See `Loss.problem`."""
+        if batch.weights is not None:
+            return "SupCon takes its positives from keys: weights are not supported"
         return "SupCon needs keys: the labels" if batch.keys is None else None
 
     @property

@@ -115,6 +115,7 @@ def _exchanged(anchors: Tensor, candidates: Tensor, pairs: Pairs, bias: Tensor |
     # Backward exchanges, too: a rank that does not come to it would leave the others waiting.
     graph = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (anchors, candidates, bias))
     words.append("a graph" if graph else "no graph")
+    words += ["frozen candidates"] if graph and not candidates.requires_grad else []
     words.append(
         "no keys" if pairs.keys is None else f"keys of shape (n, {', '.join(map(str, pairs.keys[1].shape[1:]))})"
     )
@@ -163,7 +164,6 @@ class _Work:
         self.device = anchors.device
         self.kernels: Kernels = kernels_for(self.tiling.kernels, self.device)
         share = self.exchange.share
-        # A rank without rows could have keys of any shape; what it has none of, nobody misses.
         keys = share(self.pairs.keys[1], self.sizes) if self.pairs.keys is not None else None
         self.finder = PairFinder(self.pairs, keys, self.dtype)
         self.bias = share(bias.detach().to(self.dtype), self.sizes) if bias is not None else None
@@ -328,21 +328,27 @@ class _Contrast(torch.autograd.Function):
         d_anchors = torch.zeros_like(anchors, dtype=work.dtype)
         d_bias = torch.zeros(sum(work.sizes) if ctx.has_bias else 0, dtype=work.dtype, device=anchors.device)
 
-        def compute(owner: int, block: tuple[Tensor, ...], d_candidates: Tensor) -> None:
+        def compute(owner: int, block: tuple[Tensor, ...], d_candidates: Tensor | None) -> None:
             for tile in work.tiles(owner, block, facing):
                 grad = _backward_tile(tile, ctx.rows, grads[:3], ctx.columns, column_grads, work)
                 add_product(d_anchors[tile.rows], grad, block[0][tile.columns])
-                add_product(d_candidates[tile.columns], grad.T, anchors[tile.rows])
+                if d_candidates is not None:
+                    add_product(d_candidates[tile.columns], grad.T, anchors[tile.rows])
                 if ctx.has_bias:
                     first = work.offset[owner]
                     d_bias[first + tile.columns.start : first + tile.columns.stop] += grad.sum(0)
 
-        d_candidates = work.visits.collect(compute)
+        if ctx.needs_input_grad[1]:
+            d_candidates = work.visits.collect(compute).to(ctx.dtype)
+        else:  # frozen candidates: a product, and an exchange, less
+            d_candidates = None
+            for owner, block in work.visits.blocks():
+                compute(owner, block, None)
         d_own_bias = None
         if ctx.has_bias:
             first = work.offset[work.exchange.rank]
             d_own_bias = work.exchange.reduce(d_bias)[first : first + work.sizes[work.exchange.rank]]
-        return d_anchors.to(anchors.dtype), d_candidates.to(ctx.dtype), d_own_bias, None
+        return d_anchors.to(anchors.dtype), d_candidates, d_own_bias, None
 
 
 def _forward_tile(tile: _Tile, rows: _Accumulator, columns: _Accumulator, work: _Work) -> None:

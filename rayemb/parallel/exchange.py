@@ -1,8 +1,8 @@
 """How candidates reach every rank: not at all, by one all-gather, or round a ring.
 
 All exchanges give the same result; they differ in memory and in when they talk. B rows a rank, M over all:
-`Gather` holds all M candidates and their gradients, `Ring` at most two visiting ranks' rows and computes on one block
-while the next ones are on their way. Numbers of rows may differ between ranks, and may be zero.
+`Gather` holds all M candidates and their gradients; `Ring` those of the two ranks that visit, of the two that come next
+while it computes, and the gradients on their way home. Numbers of rows may differ between ranks, and may be zero.
 """
 
 from __future__ import annotations

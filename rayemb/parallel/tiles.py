@@ -30,8 +30,8 @@ class Tiling:
     kernels: KernelName = "auto"
 
     def sizes(self, device: torch.device) -> tuple[int, int]:
-        """Rows and columns of a tile: 8 MiB of fp32 logits on CPU, 128 MiB on a GPU unless said otherwise."""
-        rows, columns = (4096, 8192) if device.type == "cuda" else (1024, 2048)
+        """Rows and columns of a tile: 4 MiB of fp32 logits on CPU, 128 MiB on a GPU unless said otherwise."""
+        rows, columns = (4096, 8192) if device.type == "cuda" else (1024, 1024)
         return self.rows or rows, self.columns or columns
 
 

@@ -351,7 +351,7 @@ def gist_embed(config: Any, batch: Batch, parameters: Parameters) -> list[Row]:
 def similarity(a: Item, b: Item) -> float:
     assert a.guide is not None
     assert b.guide is not None
-    return float(a.guide @ b.guide)
+    return float((a.guide @ b.guide).detach())
 
 
 def rzenembed(config: Any, batch: Batch, parameters: Parameters) -> list[Row]:
@@ -361,7 +361,7 @@ def rzenembed(config: Any, batch: Batch, parameters: Parameters) -> list[Row]:
         positive = texts.documents[i]
         negatives = []
         for n in found.negatives:
-            if float(positive @ n) > config.false_negative_above and config.false_negative_above < 1:
+            if float((positive @ n).detach()) > config.false_negative_above and config.false_negative_above < 1:
                 continue
             cosine = found.anchor @ n
             weight = torch.exp(config.hardness * (cosine.detach() if config.detach_hardness else cosine))
@@ -379,7 +379,7 @@ def class_proxies(config: Any, batch: Batch, parameters: Parameters) -> list[Row
         own = cosines[label]
         if config.angular_margin:
             angle = torch.acos(own)
-            beyond = float(angle) >= math.pi - config.angular_margin
+            beyond = float(angle.detach()) >= math.pi - config.angular_margin
             own = (
                 own - config.angular_margin * math.sin(config.angular_margin)
                 if beyond
@@ -395,7 +395,7 @@ def focal(config: Any, batch: Batch, parameters: Parameters) -> list[Row]:
     for loss, counted in reference_rows(config.loss, batch, inside("loss.", parameters)):
         miss = 1 - torch.exp(-loss)
         # x ** gamma has no derivative at 0, where p = 1: nothing is left to weigh.
-        weight = miss**config.gamma if config.gamma and float(miss) > 0 else 1.0 if not config.gamma else 0.0
+        weight = miss**config.gamma if config.gamma and float(miss.detach()) > 0 else 1.0 if not config.gamma else 0.0
         detach = config.detach and isinstance(weight, Tensor)
         rows.append(Row(loss * (weight.detach() if detach else weight), counted))
     return rows
@@ -403,11 +403,11 @@ def focal(config: Any, batch: Batch, parameters: Parameters) -> list[Row]:
 
 def progressive(config: Any, batch: Batch, parameters: Parameters) -> list[Row]:
     rows = reference_rows(config.loss, batch, inside("loss.", parameters))
-    known = [1 - math.exp(-float(row.loss)) for row in rows if row.counted]
+    known = [1 - math.exp(-float(row.loss.detach())) for row in rows if row.counted]
     centre = config.start + batch.progress * (config.end - config.start)
     weights = []
     for loss, counted in rows:
-        difficulty = 1 - math.exp(-float(loss))
+        difficulty = 1 - math.exp(-float(loss.detach()))
         below, equal = sum(d < difficulty for d in known), sum(d == difficulty for d in known)
         # The mean rank of those that are as difficult, from 0 to n - 1, as a share of n - 1.
         rank = below + (equal - 1) / 2

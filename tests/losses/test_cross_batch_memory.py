@@ -124,3 +124,11 @@ def test_a_batch_it_cannot_use(batch: Batch, message: str) -> None:
 def test_the_size_is_positive() -> None:
     with pytest.raises(ConfigError, match="size: Input should be greater than or equal to 1"):
         from_mapping(CrossBatchMemoryConfig, {"size": 0, "loss": {}})
+
+
+def test_a_validation_loss_leaves_no_trace() -> None:
+    loss = exact(of(8)).eval()
+    batch = Batch(vectors(3), vectors(3, seed=1))
+    values = [loss(batch).item() for _ in range(2)]
+    assert values[0] == values[1]
+    assert int(loss.seen) == 0

@@ -38,14 +38,16 @@ def run_processes(world: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
     for child in children:
         child.start()
     results = {}
-    for _ in children:
-        rank, result, error = out.get(timeout=180)
-        if error:
-            for child in children:
-                child.kill()
-            raise AssertionError(f"rank {rank} failed:\n{error}")
-        results[rank] = pickle.loads(result)
-    for child in children:
-        child.join(60)
-        assert child.exitcode == 0
+    try:
+        for _ in children:
+            rank, result, error = out.get(timeout=300)
+            if error:
+                raise AssertionError(f"rank {rank} failed:\n{error}")
+            results[rank] = pickle.loads(result)
+        for child in children:
+            child.join(60)
+            assert child.exitcode == 0
+    finally:
+        for child in children:
+            child.kill()
     return [results[rank] for rank in range(world)]

@@ -211,7 +211,7 @@ def check(problem: Problem, tiling: Tiling) -> None:
             torch.testing.assert_close(value, other.to(value.dtype), rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(problems(), tilings)
 def test_softmax_sides_are_the_dense_ones(problem: Problem, tiling: Tiling) -> None:
     check(problem, tiling)
@@ -507,3 +507,22 @@ def test_nan_is_not_hidden() -> None:
     anchors[1, 0] = math.nan
     rows, _ = contrast(anchors, normal(4, 2, seed=1), Pairs(own=torch.arange(3)))
     assert rows.negatives.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("frozen", ["anchors", "candidates"])
+def test_a_frozen_side_changes_nothing_for_the_other(frozen: str) -> None:
+    found = []
+    for sides in ({"anchors", "candidates"}, {"anchors", "candidates"} - {frozen}):
+        anchors, candidates = normal(6, 4), normal(6, 4, seed=1)
+        learned = [
+            x.requires_grad_() for x, name in ((anchors, "anchors"), (candidates, "candidates")) if name in sides
+        ]
+        rows, columns = contrast(
+            anchors, candidates, Pairs(own=torch.arange(6)), columns=6, exchange=Alone(Tiling(2, 3))
+        )
+        assert columns is not None
+        (rows.negatives.sum() + (columns.negatives * columns.positives).sum()).backward()
+        found.append([x.grad for x in learned])
+    kept = 0 if frozen == "candidates" else 1
+    assert len(found[1]) == 1
+    torch.testing.assert_close(found[1][0], found[0][kept])

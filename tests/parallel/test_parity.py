@@ -178,8 +178,9 @@ def cases(world: int) -> list[Case]:
         return [Case(*cell[:3], *cell[3]) for cell in product(names, NEGATIVES, SIZES[1], how)]
     found = []
     for name, (n, negatives), (s, sizes) in product(names, enumerate(NEGATIVES), enumerate(SIZES[world])):
-        # Between two ranks a loss's first options meet everything; else it is every second way, by turns.
-        how = HOW if name in FIRST and world == 2 else HOW[(n + s) % 2 :: 2]
+        # A loss's first options meet everything, its further ones every second way by turns; from W = 3 on half of it.
+        every = (1 if name in FIRST else 2) * (1 if world == 2 else 2)
+        how = HOW[(n + s) % every :: every]
         found += [Case(name, negatives, sizes, *way) for way in how]
     return found
 
