@@ -130,7 +130,7 @@ IMPLEMENTATIONS: dict[str, Callable[[], Step]] = {
     "PML SupCon": lambda: pml_loss("supcon"),
 }
 # Where a cubic loss stops fitting, and where one with twice the rows begins to take minutes a step.
-LARGEST = {"PML NTXent": 256, "PML SupCon": 4096, "rayemb NT-Xent": 16384}
+LARGEST = {"PML NTXent": 256, "PML SupCon": 4096, "rayemb NT-Xent": 8192}
 
 
 def worker(name: str, arguments: argparse.Namespace) -> None:
@@ -205,7 +205,7 @@ def measure(name: str, rows: int, arguments: argparse.Namespace) -> dict[str, An
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    repeats = max(1, min(arguments.repeats, int(4e9 / rows**2)))
+    repeats = max(1, min(arguments.repeats, int(5e8 / rows**2)))
     call = [sys.executable, __file__, "--worker", name, "--rows", str(rows), "--repeats", str(repeats)]
     call += ["--dim", str(arguments.dim), "--device", arguments.device, "--dtype", arguments.dtype]
     call += ["--memory-gb", str(arguments.memory_gb)]
@@ -236,9 +236,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="of the vectors")
     parser.add_argument("--workers", type=int, help="ranks; 2 on CPU, the GPUs there are on CUDA")
     parser.add_argument("--repeats", type=int, default=5, help="steps per measurement, fewer where they are long")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each implementation; 1 above 16k rows")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each implementation; 1 above 8k rows")
     parser.add_argument("--memory-gb", type=float, default=9.0, help="address space of a CPU worker")
     parser.add_argument("--only", nargs="+", choices=list(IMPLEMENTATIONS), help="implementations")
+    parser.add_argument("--records", type=Path, help="measurements, one a line; a run that was stopped goes on there")
     parser.add_argument("--output", type=Path, help="also write the table there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -258,15 +259,26 @@ def main() -> None:
 
 
 def run(sizes: list[int], arguments: argparse.Namespace) -> str:
-    """Measures everything, turn by turn, and gives the table."""
+    """Measures what is not yet on record, turn by turn, and gives the table."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    records = arguments.records
+    for line in records.read_text().splitlines() if records and records.exists() else []:
+        name, rows, answer = json.loads(line)
+        found.setdefault((name, rows), []).append(answer)
     for rows in sizes:
-        for _ in range(arguments.rounds if rows <= 2**14 else 1):
+        for turn in range(arguments.rounds if rows <= 2**13 else 1):
             for name in arguments.only or IMPLEMENTATIONS:
                 earlier = found.setdefault((name, rows), [])
-                if rows <= LARGEST.get(name, math.inf) and not any("error" in one for one in earlier):
-                    earlier.append(measure(name, rows, arguments))
-                    print(name, rows, earlier[-1], file=sys.stderr, flush=True)
+                failed = any("error" in one for one in earlier)
+                if rows > LARGEST.get(name, math.inf) or failed or len(earlier) > turn:
+                    continue
+                earlier.append(measure(name, rows, arguments))
+                line = json.dumps([name, rows, earlier[-1]])
+                print(line, file=sys.stderr, flush=True)
+                if records:
+                    records.parent.mkdir(parents=True, exist_ok=True)
+                    with records.open("a") as file:
+                        file.write(line + "\n")
     names = arguments.only or list(IMPLEMENTATIONS)
     ceiling = matmul_rate(arguments)
     lines = [
