@@ -53,11 +53,11 @@ Plant = Literal["copy", "near"]
 
 TEST_CODES = 2100
 SHARE = 0.2  # of a batch that are duplicates; of the training pairs that are corrupted
-TEMPERATURE = 0.05
+TEMPERATURE = 0.1  # the best of .05 .07 .1 .15 .2 for plain InfoNCE, clean, on splits that are not used here
 DIM = 128
 DIMS = (4, 8, 16, 32, 64, 128)
 BUCKETS = 2**14
-RATE_TABLE, RATE_MLP = 0.05, 3e-3  # chosen on plain InfoNCE, clean, on another split; the same in every arm
+RATE_TABLE, RATE_MLP = 0.05, 3e-3  # likewise
 SMALL_BATCH = 64
 MEMORIES = (256, 2048, 16384)
 
@@ -231,14 +231,15 @@ GIST_ONE = GISTEmbedConfig(contrast_queries=False, contrast_documents=False, **F
 GIST_MARGIN = GISTEmbedConfig(margin=0.05, **FIXED)
 CLEAN = "plain InfoNCE, clean"
 HARDNESS = 9.0
-CONTROLS = (1 / (1 / TEMPERATURE + HARDNESS), 2 * TEMPERATURE)
-"""Plain temperatures beside hardness weights: as sharp as they make the negatives, and softer."""
+SHARP = 0.05
+"""RzenEmbed's default temperature; near what hardness 9 makes of 0.1 for negatives: 1 / (10 + 9)."""
 WEIGHTS = (0.1, 0.1, 0.1, 0.2, 0.3, 1.0)
 
 
-def rzen(hardness: float, above: float) -> RzenEmbedConfig:
+def rzen(hardness: float, above: float, temperature: float = TEMPERATURE) -> RzenEmbedConfig:
     """RzenEmbed with one temperature."""
-    return RzenEmbedConfig(hardness=hardness, false_negative_above=above, **FIXED)
+    fixed = FIXED | {"temperature": temperature}
+    return RzenEmbedConfig(hardness=hardness, false_negative_above=above, **fixed)
 
 
 def planted(plant: Plant) -> list[Arm]:
@@ -248,20 +249,22 @@ def planted(plant: Plant) -> list[Arm]:
     def arm(name: str, config: LossConfig, against: str = plain, knows: bool = False) -> Arm:
         return Arm(1, f"{name}, {plant}", config, against, plant, knows)
 
-    def at(temperature: float) -> InfoNCEConfig:
-        return PLAIN.model_copy(update={"temperature": temperature})
-
+    sharp = PLAIN.model_copy(update={"temperature": SHARP})
+    further = [
+        arm("RzenEmbed, hardness only", rzen(HARDNESS, 1)),
+        arm(f"RzenEmbed, both, temperature {SHARP}", rzen(HARDNESS, 0.95, SHARP)),
+        arm(f"plain InfoNCE, temperature {SHARP} (control)", sharp),
+        arm("GIST, one block", GIST_ONE),
+    ]
     return [
         Arm(1, plain, PLAIN, CLEAN, plant),
         arm("oracle: keys known", PLAIN, knows=True),
         arm("RzenEmbed, false negatives only", rzen(0, 0.95)),
-        *([arm("RzenEmbed, hardness only", rzen(HARDNESS, 1))] if plant == "near" else []),
         arm("RzenEmbed, both", rzen(HARDNESS, 0.95)),
-        *([arm(f"plain, temperature {t:.3g} (control)", at(t)) for t in CONTROLS] if plant == "near" else []),
         Arm(1, blocks, BLOCKS, plain, plant),
         arm("GIST", GIST, blocks),
         arm("GIST, margin 0.05", GIST_MARGIN, blocks),
-        *([arm("GIST, one block", GIST_ONE)] if plant == "near" else []),
+        *(further if plant == "near" else []),
     ]
 
 
@@ -303,18 +306,18 @@ def all_arms() -> list[Arm]:
 
 
 class Encoder(nn.Module):
-    """The mean of hashed n-grams' vectors, and a small correction by an MLP."""
+    """The direction of the sum of hashed n-grams' vectors, and a small correction by an MLP."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = nn.EmbeddingBag(BUCKETS, DIM, mode="mean")
+        self.table = nn.EmbeddingBag(BUCKETS, DIM, mode="sum")
         self.mlp = nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, 256), nn.GELU(), nn.Linear(256, DIM))
 
     def forward(self, bag: tuple[Tensor, Tensor]) -> Tensor:
         """`(n, DIM)`."""
-        mean: Tensor = self.table(*bag)
-        moved: Tensor = self.mlp(mean)
-        return F.normalize(mean, dim=1) + 0.1 * moved
+        total: Tensor = self.table(*bag)
+        moved: Tensor = self.mlp(total)
+        return F.normalize(total, dim=1) + 0.1 * moved
 
 
 class Drawn(NamedTuple):
@@ -417,9 +420,11 @@ def train(corpus: Corpus, split: Split, arm: Arm, seed: int, args: argparse.Name
         guide = None
         if "guide" in arm.config.needs:
             guide = Batch(torch.from_numpy(args.guide[queries]), torch.from_numpy(args.guide[documents]))
+        # One pass for both sides: the gradient of the table is as large as the table.
+        one, two = model(corpus.bag(np.concatenate([queries, documents]))).split([len(queries), len(documents)])
         batch = Batch(
-            model(corpus.bag(queries)),
-            model(corpus.bag(documents)),
+            one,
+            two,
             keys=torch.from_numpy(keys) if arm.plant is None or arm.knows else None,
             guide=guide,
             progress=step / args.steps,
@@ -592,6 +597,11 @@ def veto_table(results: Results, arms: list[Arm]) -> list[str]:
             share = [mean_of(results, arm.name, key) for key in ("veto_recall", "veto_precision")]
             shown = ["-" if math.isnan(value) else f"{value:.0f}" for value in share]
             lines.append(f"| {arm.name} | {vetoed:.3f} | {duplicates:.3f} | {shown[0]} | {shown[1]} |")
+    lines += [
+        "",
+        "GIST's threshold is strict: a copy of a query's own document is as close to it as that is, and stays, unless "
+        "there is a margin; GIST's other two blocks (not counted here) do without it.",
+    ]
     return lines
 
 
@@ -631,8 +641,8 @@ def report(results: Results, arms: list[Arm], corpus: Corpus, args: argparse.Nam
         "",
         f"ICD-10-CM, {len(corpus.term):,} inclusion terms of {corpus.codes:,} descriptions; the term of an unseen code "
         f"seeks its description among {TEST_CODES:,}. Hashed character n-grams + MLP, {DIM} dimensions; {args.steps} "
-        f"steps of {args.batch} pairs, temperature {TEMPERATURE}, Adam; the same learning rates everywhere, chosen for "
-        f"plain InfoNCE. Seeds {', '.join(str(seed) for seed in range(args.seeds))}: each another split, other weights "
+        f"steps of {args.batch} pairs, temperature {TEMPERATURE}, Adam; temperature and learning rates were chosen for "
+        f"plain InfoNCE and are the same everywhere. Seeds 0 to {args.seeds - 1}: each another split, other weights "
         "and batches, the same for all arms. Differences in points with 95 % t-intervals over seeds, uncorrected: of "
         "twenty rows without any effect one would show one.",
     ]
@@ -685,6 +695,14 @@ def all_claims() -> list[Claim]:
             Claim(
                 "S106", f"{plant}: both beat plain by a point", f"RzenEmbed, both, {plant}", plain, "nDCG@10", "a point"
             ),
+            Claim(
+                "S106",
+                f"{plant}: hardness and removal at temperature {SHARP}, by a point",
+                f"RzenEmbed, both, temperature {SHARP}, {plant}",
+                plain,
+                "nDCG@10",
+                "a point",
+            ),
             Claim("S106", f"{plant}: removal alone beats plain", f"RzenEmbed, false negatives only, {plant}", plain),
         ]
     found += [
@@ -725,7 +743,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=int, nargs="+", choices=list(TITLES), default=list(TITLES), help="of the study")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each arm, with seeds 0, 1, ...")
-    parser.add_argument("--steps", type=int, default=200, help="steps of each run")
+    parser.add_argument("--steps", type=int, default=160, help="steps of each run")
     parser.add_argument("--batch", type=int, default=256, help="pairs of a batch")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "rayemb-loss-behaviour")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "loss_behaviour.md")

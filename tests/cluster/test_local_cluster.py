@@ -45,7 +45,12 @@ class Run:
         self.out, self.err = folder / "out", folder / "err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), *arguments], stdout=out, stderr=err, start_new_session=True
+                [sys.executable, str(SCRIPT), *arguments],
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                # Tests that run in the background of a script have inherited "ignore Ctrl-C".
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         # (pid, start time): a pid alone may come back as somebody else's.
         self.family: set[tuple[int, int]] = set()
