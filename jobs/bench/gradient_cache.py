@@ -8,7 +8,6 @@ two forward passes, that is 4/3 of the plain step at least. Memory is the proces
 """
 
 import argparse
-import ctypes
 import os
 import statistics
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peak_memory import peak, reset_peak
 from torch import Tensor
 
 from rayemb.losses import InfoNCEConfig
@@ -46,7 +46,7 @@ def batch_of(rows: int, size: int, device: torch.device) -> dict[str, Tensor]:
 def step(engine: Any, batch: dict[str, Tensor], rows: int | None) -> tuple[float, int]:
     """Seconds and peak bytes of one step with micro-batches of `rows` pairs (None: the plain step)."""
     exchange = exchange_named("gather")
-    before = reset_peak(engine.device)
+    before = reset_peak(engine.device.type)
     started = time.perf_counter()
     parts, whole = micro_batches(batch, rows=rows, tokens=None)
 
@@ -57,28 +57,7 @@ def step(engine: Any, batch: dict[str, Tensor], rows: int | None) -> tuple[float
     train_step(engine, parts, loss)
     if engine.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started, peak(engine.device) - before
-
-
-def reset_peak(device: torch.device) -> int:
-    """Bytes in use now, from which on the peak counts."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)  # what the step before has freed is not this step's
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def peak(device: torch.device) -> int:
-    """Highest bytes in use since `reset_peak`."""
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else status("VmHWM")
-
-
-def status(key: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+    return time.perf_counter() - started, peak(engine.device.type) - before
 
 
 def main() -> None:

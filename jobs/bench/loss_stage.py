@@ -9,7 +9,6 @@ above its inputs. Rows are unit vectors, and gradients go to all of them.
 """
 
 import argparse
-import ctypes
 import importlib.util
 import json
 import math
@@ -27,6 +26,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from peak_memory import peak, reset_peak
 from torch import Tensor
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -169,29 +169,6 @@ def backward(loss: Tensor) -> None:
     """The backward pass, unless the loss has done its own."""
     if loss.requires_grad:
         torch.autograd.backward(loss)
-
-
-def reset_peak(device: str) -> int:
-    """Bytes in use now, from which on the peak counts."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def peak(device: str) -> int:
-    """Highest bytes in use since `reset_peak`."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
-
-
-def status(key: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
 
 
 def synchronize(device: str) -> None:

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
+from rayemb.losses.base import Batch, Rows, scaled, unit
 from rayemb.losses.softmax import softmax_loss, with_margin
-from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.losses.temperature import ScaledLoss, Temperature, TemperatureConfig
 from rayemb.parallel import Alone, Exchange, Pairs, Side, contrast
 
 
@@ -37,7 +37,7 @@ class ClassProxiesConfig(TemperatureConfig):
         return ClassProxies(self, dim)
 
 
-class ClassProxies(Loss):
+class ClassProxies(ScaledLoss):
     """Choose it for closed sets of labels: no batch has to hold two of a class."""
 
     def __init__(self, config: ClassProxiesConfig, dim: int) -> None:
@@ -70,11 +70,6 @@ class ClassProxies(Loss):
         if batch.labels.numel() and not 0 <= int(batch.labels.min()) <= int(batch.labels.max()) < self.config.classes:
             return f"labels are not all from 0 to {self.config.classes - 1}"
         return None
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature."""
-        return self.scale.value
 
 
 def _turned(side: Side, scale: Tensor, margin: float) -> Side:

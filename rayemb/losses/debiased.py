@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
+from rayemb.losses.base import Batch, Rows, scaled, unit
 from rayemb.losses.softmax import concatenated
-from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.losses.temperature import ScaledLoss, Temperature, TemperatureConfig
 from rayemb.parallel import Duplicates, Exchange, Side, contrast
 
 
@@ -35,7 +35,7 @@ class DebiasedConfig(TemperatureConfig):
         return Debiased(self)
 
 
-class Debiased(Loss):
+class Debiased(ScaledLoss):
     """Choose it over InfoNCE where classes are few and no label tells which candidates share one."""
 
     def __init__(self, config: DebiasedConfig) -> None:
@@ -54,11 +54,6 @@ class Debiased(Loss):
             columns=batch.queries.shape[0] if self.config.symmetric else 0,
         )
         return concatenated(*(debiased(side, scale, self.config.positive_rate) for side in sides if side is not None))
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature."""
-        return self.scale.value
 
 
 def debiased(side: Side, scale: Tensor, rate: float) -> Rows:

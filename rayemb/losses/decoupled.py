@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
+from rayemb.losses.base import Batch, Rows, scaled, unit
 from rayemb.losses.softmax import concatenated
-from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.losses.temperature import ScaledLoss, Temperature, TemperatureConfig
 from rayemb.parallel import Duplicates, Exchange, Side, contrast
 
 
@@ -29,7 +29,7 @@ class DecoupledConfig(TemperatureConfig):
         return Decoupled(self)
 
 
-class Decoupled(Loss):
+class Decoupled(ScaledLoss):
     """Choose it for small batches: an easy positive does not switch the gradient of its negatives off.
 
     It has no lower bound. An anchor without negatives has loss 0.
@@ -50,11 +50,6 @@ class Decoupled(Loss):
             columns=batch.queries.shape[0] if self.config.symmetric else 0,
         )
         return concatenated(*(_decoupled(side) for side in sides if side is not None))
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature."""
-        return self.scale.value
 
 
 def _decoupled(side: Side) -> Rows:

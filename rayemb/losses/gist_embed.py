@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
+from rayemb.losses.base import Batch, Rows, scaled, unit
 from rayemb.losses.softmax import among_documents, among_queries, joined, softmax_loss
-from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.losses.temperature import ScaledLoss, Temperature, TemperatureConfig
 from rayemb.parallel import Exchange, Veto, contrast, widened
 
 ROUNDING = 1e-6
@@ -40,7 +40,7 @@ class GISTEmbedConfig(TemperatureConfig):
         return GISTEmbed(self)
 
 
-class GISTEmbed(Loss):
+class GISTEmbed(ScaledLoss):
     """Choose it where batches hold unlabelled near-duplicates and a good frozen encoder is at hand (`Batch.guide`).
 
     Only queries are anchors. Equal keys, where there are any, are left out as well.
@@ -96,8 +96,3 @@ class GISTEmbed(Loss):
         scale = own.abs() if self.config.margin_strategy == "relative" else torch.ones_like(own)
         # Texts as close as the own document stay negatives, however their products are rounded.
         return (own - self.config.margin * scale + ROUNDING).detach()
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature."""
-        return self.scale.value

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
+from rayemb.losses.base import Batch, Rows, scaled, unit
 from rayemb.losses.softmax import among_documents, among_queries, concatenated, joined, softmax_loss, with_margin
-from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.losses.temperature import ScaledLoss, Temperature, TemperatureConfig
 from rayemb.parallel import Duplicates, Exchange, contrast
 
 Direction = Literal["query_to_document", "document_to_query", "query_to_query", "document_to_document"]
@@ -50,7 +50,7 @@ class InfoNCEConfig(TemperatureConfig):
         return InfoNCE(self)
 
 
-class InfoNCE(Loss):
+class InfoNCE(ScaledLoss):
     """Choose it for pairs with many in-batch negatives; softmax losses with more to them are beside this file."""
 
     def __init__(self, config: InfoNCEConfig) -> None:
@@ -85,8 +85,3 @@ class InfoNCE(Loss):
         if "document_to_document" in directions:
             negatives.append(among_documents(batch, scale, config.duplicates, exchange).negatives)
         return softmax_loss(forward, negatives=joined(*negatives), positives=joined(*positives))
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature."""
-        return self.scale.value

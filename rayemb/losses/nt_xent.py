@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
+from rayemb.losses.base import Batch, Rows, scaled, unit
 from rayemb.losses.softmax import softmax_loss
-from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.losses.temperature import ScaledLoss, Temperature, TemperatureConfig
 from rayemb.parallel import Duplicates, Exchange, Pairs, contrast
 
 
@@ -28,7 +28,7 @@ class NTXentConfig(TemperatureConfig):
         return NTXent(self)
 
 
-class NTXent(Loss):
+class NTXent(ScaledLoss):
     """Choose it over InfoNCE when queries and documents are two views of the same kind of thing, by one encoder."""
 
     def __init__(self, config: NTXentConfig) -> None:
@@ -54,8 +54,3 @@ class NTXent(Loss):
         if batch.weights is not None:
             return "NTXent knows one positive per view: weights are not supported"
         return super().problem(batch)
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature."""
-        return self.scale.value

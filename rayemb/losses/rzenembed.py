@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
+from rayemb.losses.base import Batch, Rows, scaled, unit
 from rayemb.losses.softmax import softmax_loss
-from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.losses.temperature import ScaledLoss, Temperature, TemperatureConfig
 from rayemb.parallel import Exchange, Side, Veto, contrast
 
 
@@ -39,7 +39,7 @@ class RzenEmbedConfig(TemperatureConfig):
         return RzenEmbed(self)
 
 
-class RzenEmbed(Loss):
+class RzenEmbed(ScaledLoss):
     """Choose it for mixtures of tasks with unequal difficulty and near-duplicate documents.
 
     Queries seek documents; a batch should be of one task (`Batch.tasks`, all 0 if not given). Equal keys are ignored.
@@ -83,11 +83,6 @@ class RzenEmbed(Loss):
         if batch.weights is not None:
             return "RzenEmbed knows one positive per query: weights are not supported"
         return super().problem(batch)
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature, the mean over tasks."""
-        return self.scale.value
 
 
 def _rescaled(side: Side, factor: Tensor) -> Side:

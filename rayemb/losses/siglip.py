@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
-from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.losses.base import Batch, Rows, scaled, unit
+from rayemb.losses.temperature import ScaledLoss, Temperature, TemperatureConfig
 from rayemb.parallel import Duplicates, Exchange, contrast, widened
 
 
@@ -29,7 +29,7 @@ class SigLIPConfig(TemperatureConfig):
         return SigLIP(self)
 
 
-class SigLIP(Loss):
+class SigLIP(ScaledLoss):
     """Choose it where batches are small or candidates are shared among many positives: nothing is normalised over."""
 
     def __init__(self, config: SigLIPConfig) -> None:
@@ -51,8 +51,3 @@ class SigLIP(Loss):
         )
         losses = side.negatives + side.attraction
         return Rows(losses, torch.ones_like(losses))
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature."""
-        return self.scale.value

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from rayemb.losses.base import Batch, Loss, Rows, scaled, unit
+from rayemb.losses.base import Batch, Rows, scaled, unit
 from rayemb.losses.softmax import softmax_loss
-from rayemb.losses.temperature import Temperature, TemperatureConfig
+from rayemb.losses.temperature import ScaledLoss, Temperature, TemperatureConfig
 from rayemb.parallel import Exchange, Pairs, contrast
 
 
@@ -24,7 +24,7 @@ class SupConConfig(TemperatureConfig):
         return SupCon(self)
 
 
-class SupCon(Loss):
+class SupCon(ScaledLoss):
     """Choose it for labelled data. `Batch.keys` are the labels; documents, if there are any, are second views.
 
     Anchors whose label nobody shares have no positive and do not count in the mean.
@@ -50,8 +50,3 @@ class SupCon(Loss):
         if batch.weights is not None:
             return "SupCon takes its positives from keys: weights are not supported"
         return "SupCon needs keys: the labels" if batch.keys is None else None
-
-    @property
-    def temperature(self) -> float:
-        """The current temperature."""
-        return self.scale.value

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from rayemb.losses.base import LossConfig
+from rayemb.losses.base import Loss, LossConfig
 
 
 class TemperatureConfig(LossConfig):
@@ -50,6 +50,17 @@ class Temperature(nn.Module):
     def value(self) -> float:
         """The current temperature; the mean over tasks."""
         return float((1.0 / self.scale().detach()).mean())
+
+
+class ScaledLoss(Loss):
+    """A loss with a temperature of its own."""
+
+    scale: Temperature
+
+    @property
+    def temperature(self) -> float:
+        """The current temperature; the mean over tasks."""
+        return self.scale.value
 
 
 class _Ceiling(torch.autograd.Function):
