@@ -14,7 +14,8 @@ import ray
 
 from rayemb import storage
 from rayemb.data.config import CorpusConfig
-from rayemb.data.corpus import FORMAT, MANIFEST, SCHEMA, Corpus, CorpusError
+from rayemb.data.corpus import FORMAT, MANIFEST, SCHEMA, Corpus, CorpusError, Kind
+from rayemb.data.keys import keys_of, text_keys
 from rayemb.data.sources import RawRow
 from rayemb.data.sources.base import split_by_concept
 from rayemb.models import ImageError, decode_image
@@ -111,7 +112,7 @@ def _build_unit(index: int, units_ref: Any, config: CorpusConfig, uri: str) -> d
     files = []
     for split, rows in sorted(good.items()):
         file = f"split={split}/shard-{index:05d}.parquet"
-        data = _parquet(_table(rows), config.row_group_rows)
+        data = _parquet(_table(rows, config.source.kind), config.row_group_rows)
         storage.write_bytes(storage.join(uri, file), data)
         ids = [_hash(row.id) for row in rows]
         entry = {"split": split, "file": file, "rows": len(rows), "sha256": storage.sha256_bytes(data)}
@@ -131,6 +132,10 @@ def _judge(row: RawRow, config: CorpusConfig) -> tuple[str, str] | None:
         return "long_text", f"the text has {len(row.text):,} characters, over {config.max_text_chars:,}"
     if row.split and not _SPLIT.fullmatch(row.split):
         return "bad_split", f"the split {row.split[:40]!r} is not a name of letters, digits, '_', '-' and '.'"
+    if config.source.kind == "text_pair" and not (row.query or "").strip():
+        return "empty_query", "the query is empty"
+    if config.source.kind != "image_text":
+        return None
     if row.image is None:
         return "missing_image", "there is no image"
     try:
@@ -186,6 +191,7 @@ def _manifest(reports: Iterable[dict[str, Any]], config: CorpusConfig, fingerpri
     sums = [entry["sha256"] for name in sorted(splits) for entry in splits[name]["files"]]
     return {
         "format": FORMAT,
+        "kind": config.source.kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "digest": storage.sha256_bytes("".join(sums).encode()),
         "fingerprint": fingerprint,
@@ -196,16 +202,24 @@ def _manifest(reports: Iterable[dict[str, Any]], config: CorpusConfig, fingerpri
     }
 
 
-def _table(rows: list[RawRow]) -> pa.Table:
-    columns = {
+def _table(rows: list[RawRow], kind: Kind) -> pa.Table:
+    columns: dict[str, Any] = {
         "id": [row.id for row in rows],
         "image": [row.image for row in rows],
+        "query": [row.query.strip() if row.query else None for row in rows],
         "text": [str(row.text).strip() for row in rows],
         "texts": [row.texts or [str(row.text).strip()] for row in rows],
+        "negatives": [[text for text in row.negatives if text.strip()] for row in rows],
         "concept": [_concept(row) for row in rows],
+        "score": [row.score for row in rows],
         "style": [row.style for row in rows],
         "license": [row.license for row in rows],
     }
+    texts = text_keys(columns["text"])
+    columns["query_key"] = (
+        texts if kind == "text" else text_keys(columns["query"]) if kind == "text_pair" else keys_of(columns["image"])
+    )
+    columns["text_key"], columns["concept_key"] = texts, keys_of(columns["concept"])
     return pa.table(columns, schema=SCHEMA)
 
 

@@ -2,30 +2,37 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from rayemb import storage
 from rayemb.errors import RayembError
 from rayemb.models import ImageLimits
 
-FORMAT = 1
+Kind = Literal["image_text", "text_pair", "text"]
+FORMAT = 2
 MANIFEST = "_corpus.json"  # readers of Parquet folders skip names with a leading underscore
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
+        pa.field("image", pa.binary()),
+        pa.field("query", pa.string()),
         pa.field("text", pa.string(), nullable=False),
         pa.field("texts", pa.list_(pa.string())),
+        pa.field("negatives", pa.list_(pa.string())),
         pa.field("concept", pa.string(), nullable=False),
+        pa.field("score", pa.float32()),
         pa.field("style", pa.string()),
         pa.field("license", pa.string()),
+        # Of the image's bytes (or the query), the text and the concept: see `keys`. Planning reads these alone.
+        pa.field("query_key", pa.int64(), nullable=False),
+        pa.field("text_key", pa.int64(), nullable=False),
+        pa.field("concept_key", pa.int64(), nullable=False),
     ]
 )
+KEYS = ("query_key", "text_key", "concept_key")
 PAYLOAD = [SCHEMA.field(name) for name in ("text", "concept", "style", "license")] + [pa.field("split", pa.string())]
 
 
@@ -40,6 +47,7 @@ class RowGroup:
     file: str
     index: int
     rows: int
+    first: int = 0  # ordinal of its first row within the split
 
 
 class Corpus:
@@ -73,6 +81,12 @@ class Corpus:
         return {name: split["rows"] for name, split in self.manifest["splits"].items()}
 
     @property
+    def kind(self) -> Kind:
+        """What a row pairs: an image with a text, a query with a text, or nothing (a text alone)."""
+        kind: Kind = self.manifest.get("kind", "image_text")
+        return kind
+
+    @property
     def image_limits(self) -> ImageLimits:
         """The limits that the corpus was built under; what it holds has passed them."""
         return ImageLimits.model_validate(self.manifest.get("config", {}).get("image_limits", {}))
@@ -87,13 +101,17 @@ class Corpus:
 
         Raises CorpusError for a file that is missing, unreadable or of another schema.
         """
-        groups = []
+        groups: list[RowGroup] = []
+        first = 0
         for entry in self._files(split):
             file = storage.join(self.uri, entry["file"])
             metadata = _open(file).metadata
             if metadata.num_rows != entry["rows"]:
                 raise CorpusError(f"has {metadata.num_rows} rows, its manifest says {entry['rows']}", where=file)
-            groups += [RowGroup(file, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)]
+            for index in range(metadata.num_row_groups):
+                rows = metadata.row_group(index).num_rows
+                groups.append(RowGroup(file, index, rows, first))
+                first += rows
         return groups
 
     def column(self, split: str, name: str) -> list[Any]:
@@ -130,14 +148,6 @@ def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
         raise CorpusError(
             f"row group {group.index} is corrupt ({error})", where=group.file, fix="build the corpus again"
         ) from error
-
-
-def concept_ids(concepts: Sequence[str]) -> NDArray[np.int64]:
-    """A 63-bit id `(N,)` int64 for each concept, the same in every process."""
-    import hashlib
-
-    raw = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in concepts)
-    return (np.frombuffer(raw, dtype="<u8") >> np.uint64(1)).astype(np.int64)
 
 
 def _open(file: str) -> pq.ParquetFile:

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from rayemb.data.corpus import Corpus, CorpusError, RowGroup, concept_ids, read_row_group
+from rayemb.data.corpus import Corpus, CorpusError, RowGroup, read_row_group
+from rayemb.data.keys import keys_of
 from rayemb.models import ImageLimits, TextTokenizer, decode_image, image_tensor
 
 GROUPS_PER_UNIT = 16  # row groups that are read and shuffled together
@@ -85,7 +86,7 @@ class Decoder:
         return {
             "pixels": np.stack([image_tensor(decode_image(r["image"], self.limits), self.image_size) for r in rows]),
             "tokens": self.tokenizer(texts, pad_to=self.tokenizer.max_length),
-            "group": concept_ids([r["concept"] for r in rows]),
+            "group": keys_of([r["concept"] for r in rows]),
             "position": positions[wanted],
         }
 

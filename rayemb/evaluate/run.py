@@ -13,7 +13,8 @@ from rayemb import storage
 from rayemb.cluster import require_cpus
 from rayemb.config import Config, dump
 from rayemb.data import Corpus, CorpusError, EmbedConfig, encode_images
-from rayemb.data.corpus import RowGroup, concept_ids
+from rayemb.data.corpus import RowGroup
+from rayemb.data.keys import keys_of
 from rayemb.evaluate.config import EvaluateConfig
 from rayemb.evaluate.metrics import (
     bootstrap_interval,
@@ -169,8 +170,8 @@ def _side(table: pa.Table, systems: Mapping[str, tuple[str, Model]]) -> _Side:
     return _Side(
         images={name: _vectors(table, number) for number, name in enumerate(systems)},
         texts={name: model.embed_texts(texts) for name, (_, model) in systems.items()},
-        image_groups=concept_ids([row["concept"] for row in rows]),
-        text_groups=concept_ids([concept for _, concept in captions]),
+        image_groups=keys_of([row["concept"] for row in rows]),
+        text_groups=keys_of([concept for _, concept in captions]),
         captions=texts,
         rows=rows,
     )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayemb.data.corpus import Corpus, concept_ids, read_row_group
+from rayemb.data.corpus import Corpus, read_row_group
+from rayemb.data.keys import keys_of
 from rayemb.evaluate.metrics import ranks, recall_at
 from rayemb.models import Model, TextTokenizer, decode_image, image_tensor
 from rayemb.parallel import Encoded, Exchange, Tiling, exchange_named, mean_over_ranks
@@ -179,7 +180,7 @@ def _validation_rows(job: Job, rank: int, world: int, device: torch.device) -> d
     return {
         "pixels": torch.from_numpy(np.stack(pixels)).to(device),
         "tokens": torch.from_numpy(job.tokenizer([row["text"] for row in mine])).to(device),
-        "groups": concept_ids([row["concept"] for row in rows]),
+        "groups": keys_of([row["concept"] for row in rows]),
     }
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rayemb.data import Corpus
 from rayemb.data.corpus import SCHEMA
+from rayemb.data.keys import keys_of, text_keys
 
 
 def png(number: int, size: int = 8) -> bytes:
@@ -26,9 +27,15 @@ def rows(start: int, count: int, concepts: int = 10_000) -> list[dict[str, Any]]
         {
             "id": f"row-{n}",
             "image": png(n),
+            "query": None,
             "text": f"text {n}",
             "texts": [f"text {n}", f"texte {n}", f"текст {n}"],
+            "negatives": [],
             "concept": f"concept {n % concepts}",
+            "score": None,
+            "query_key": int(keys_of([png(n)])[0]),
+            "text_key": int(text_keys([f"text {n}"])[0]),
+            "concept_key": int(keys_of([f"concept {n % concepts}"])[0]),
             "style": "plain",
             "license": "CC0",
         }
@@ -37,11 +44,11 @@ def rows(start: int, count: int, concepts: int = 10_000) -> list[dict[str, Any]]
 
 
 def corrupt(shard: Path, group: int, column: str = "image") -> None:
-    """Flips one bit in the middle of a column of a row group."""
+    """Flips one bit near the end of a column of a row group: in a page's body, which its checksum covers."""
     metadata = pq.read_metadata(shard).row_group(group)
     (chunk,) = (c for c in map(metadata.column, range(metadata.num_columns)) if c.path_in_schema == column)
     content = bytearray(shard.read_bytes())
-    content[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size // 2] ^= 1
+    content[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 3] ^= 1
     shard.write_bytes(content)
 
 
@@ -61,6 +68,6 @@ def write_corpus(root: Path, shards: dict[str, list[int]], group_rows: int = 5, 
             start += size
         splits[split] = {"rows": sum(sizes), "files": files}
     sums = "".join(entry["sha256"] for name in sorted(splits) for entry in splits[name]["files"])
-    manifest = {"format": 1, "digest": hashlib.sha256(sums.encode()).hexdigest(), "fingerprint": "", "rows": start}
+    manifest = {"format": 2, "digest": hashlib.sha256(sums.encode()).hexdigest(), "fingerprint": "", "rows": start}
     (root / "_corpus.json").write_text(json.dumps({**manifest, "splits": splits}))
     return Corpus.open(str(root))

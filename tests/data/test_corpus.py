@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayemb.data import Corpus, CorpusError
-from rayemb.data.corpus import concept_ids, read_row_group
+from rayemb.data.corpus import read_row_group
+from rayemb.data.keys import keys_of
 from tests.data.corpora import corrupt, png, rows, write_corpus
 
 
@@ -68,7 +69,7 @@ def test_a_manifest_that_is_cut_short_is_not_taken_for_an_empty_place(corpus: Co
 @pytest.mark.parametrize("document", [[], {}, {"format": 99}])
 def test_a_manifest_of_another_format(corpus: Corpus, document: object) -> None:
     (Path(corpus.uri) / "_corpus.json").write_text(json.dumps(document))
-    with pytest.raises(CorpusError, match="not of format 1"):
+    with pytest.raises(CorpusError, match="not of format 2"):
         Corpus.open(corpus.uri)
 
 
@@ -126,15 +127,15 @@ def test_a_shard_with_other_rows_is_named(corpus: Corpus) -> None:
 
 
 @given(st.lists(st.text(), max_size=20))
-def test_concept_ids_are_equal_where_concepts_are(concepts: list[str]) -> None:
-    ids = concept_ids(concepts)
+def test_keys_are_equal_where_concepts_are(concepts: list[str]) -> None:
+    ids = keys_of(concepts)
     assert ids.dtype == np.int64
     assert len(ids) == len(concepts)
     assert (ids >= 0).all()
     assert len(set(ids.tolist())) == len(set(concepts))
 
 
-def test_concept_ids_are_the_same_in_every_process() -> None:
+def test_keys_are_the_same_in_every_process() -> None:
     # Fixed numbers: a model's training must not depend on Python's hash seed.
     expected = int.from_bytes(hashlib.blake2b(b"cat", digest_size=8).digest(), "little") >> 1
-    assert concept_ids(["cat"]).tolist() == [expected]
+    assert keys_of(["cat"]).tolist() == [expected]

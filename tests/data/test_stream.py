@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayemb.data import Corpus, CorpusError, train_stream
-from rayemb.data.corpus import RowGroup, concept_ids
+from rayemb.data.corpus import RowGroup
+from rayemb.data.keys import keys_of
 from rayemb.data.stream import GROUPS_PER_UNIT, Decoder, Unit, plan
 from rayemb.models import ImageLimits, TextTokenizer, TokenizerConfig
 from tests.data.corpora import corrupt, write_corpus
@@ -117,7 +118,7 @@ def test_columns_belong_together(corpus: Corpus) -> None:
     for n, tokens, group in zip(numbers(batch), batch["tokens"], batch["group"], strict=True):
         captions = TOKENIZER([f"text {n}", f"texte {n}", f"текст {n}"], pad_to=TOKENIZER.max_length)
         assert any((tokens == caption).all() for caption in captions)
-        assert group == concept_ids([f"concept {n % 40}"])[0]
+        assert group == keys_of([f"concept {n % 40}"])[0]
 
 
 def test_every_row_once_an_epoch_and_two_epochs_in_different_order(corpus: Corpus) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayemb.config import Config
+from rayemb.data.corpus import Kind
 from rayemb.errors import RayembError
 
 
@@ -21,7 +22,10 @@ class RawRow:
     image: bytes | None
     text: str | None
     source: str  # where it came from: file and row, for the quarantine table
+    query: str | None = None  # what asks, in a corpus of text pairs
     texts: list[str] = field(default_factory=list)  # further captions of the same image
+    negatives: list[str] = field(default_factory=list)  # texts that look like answers and are none
+    score: float | None = None  # how well the pair fits, where somebody has judged it
     concept: str = ""  # pairs of one concept are positives of each other; default: the text
     style: str = ""
     license: str = ""
@@ -30,6 +34,11 @@ class RawRow:
 
 class Source(Config):
     """A place that pairs come from. A *unit* is the piece of work that one task reads; it must pickle small."""
+
+    @property
+    def kind(self) -> Kind:
+        """What each row pairs."""
+        return "image_text"
 
     def units(self, seed: int) -> list[Any]:
         """The plan: every unit, in an order that `seed` decides. Raises SourceError before any work is done."""
