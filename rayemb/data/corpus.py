@@ -1,6 +1,7 @@
 """The corpus artefact: Parquet shards under `split=<name>/`, named with their checksums in `_corpus.json`."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from rayemb.models import ImageLimits
 
 Kind = Literal["image_text", "text_pair", "text"]
 FORMAT = 2
+FOOTERS_AT_ONCE = 16  # most of the time of a small read from S3 is waiting
 MANIFEST = "_corpus.json"  # readers of Parquet folders skip names with a leading underscore
 SCHEMA = pa.schema(
     [
@@ -101,24 +103,24 @@ class Corpus:
 
         Raises CorpusError for a file that is missing, unreadable or of another schema.
         """
+        entries = self._files(split)
+        files = [storage.join(self.uri, entry["file"]) for entry in entries]
         groups: list[RowGroup] = []
         first = 0
-        for entry in self._files(split):
-            file = storage.join(self.uri, entry["file"])
-            metadata = _open(file).metadata
-            if metadata.num_rows != entry["rows"]:
-                raise CorpusError(f"has {metadata.num_rows} rows, its manifest says {entry['rows']}", where=file)
-            for index in range(metadata.num_row_groups):
-                rows = metadata.row_group(index).num_rows
-                groups.append(RowGroup(file, index, rows, first))
-                first += rows
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+            for file, entry, sizes in zip(files, entries, pool.map(_group_rows, files), strict=True):
+                if sum(sizes) != entry["rows"]:
+                    raise CorpusError(f"has {sum(sizes)} rows, its manifest says {entry['rows']}", where=file)
+                for index, rows in enumerate(sizes):
+                    groups.append(RowGroup(file, index, rows, first))
+                    first += rows
         return groups
 
     def column(self, split: str, name: str) -> list[Any]:
         """One column of a split as a list. For small columns of small splits: all of it comes into memory."""
         values: list[Any] = []
         for entry in self._files(split):
-            values += _open(storage.join(self.uri, entry["file"])).read(columns=[name]).column(0).to_pylist()
+            values += open_shard(storage.join(self.uri, entry["file"])).read(columns=[name]).column(0).to_pylist()
         return values
 
     def verify(self) -> None:
@@ -140,24 +142,43 @@ class Corpus:
         return files
 
 
-def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
-    """The columns of one row group, page checksums verified (pyarrow reads a flipped bit silently otherwise)."""
+def read_row_group(group: RowGroup, columns: Sequence[str], shard: pq.ParquetFile | None = None) -> pa.Table:
+    """The columns of one row group, page checksums verified (pyarrow reads a flipped bit silently otherwise).
+
+    `shard`: the file, opened before by `open_shard`. Raises CorpusError if the row group is corrupt or missing,
+    StorageError if the storage does not answer.
+    """
+    shard = shard or open_shard(group.file)
     try:
-        return _open(group.file).read_row_group(group.index, columns=list(columns))
+        return shard.read_row_group(group.index, columns=list(columns))
     except (OSError, pa.ArrowInvalid) as error:
+        _raise_outage(error, group.file)
         raise CorpusError(
             f"row group {group.index} is corrupt ({error})", where=group.file, fix="build the corpus again"
         ) from error
 
 
-def _open(file: str) -> pq.ParquetFile:
+def _group_rows(file: str) -> list[int]:
+    metadata = open_shard(file).metadata
+    return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+
+
+def open_shard(file: str) -> pq.ParquetFile:
+    """A shard with its footer read and its schema checked. Raises as `read_row_group` does."""
     fs, path = storage.filesystem(file)
     try:
         parquet = pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise CorpusError("the shard is missing", where=file, fix="build the corpus again") from error
     except (OSError, pa.ArrowInvalid) as error:
+        _raise_outage(error, file)
         raise CorpusError(f"not a readable Parquet file ({error})", where=file) from error
     if not parquet.schema_arrow.equals(SCHEMA):
         raise CorpusError(f"has the schema {parquet.schema_arrow.names}, expected {SCHEMA.names}", where=file)
     return parquet
+
+
+def _raise_outage(error: Exception, file: str) -> None:
+    # What cannot be had now is not corrupt: to set its rows aside would make the data depend on the network.
+    if file.startswith("s3://") and "AWS Error" in str(error):
+        raise storage.StorageError(f"the storage does not answer ({error})", where=file) from error

@@ -1,135 +1,243 @@
-"""The training stream: rows in an order that is a function of (seed, epoch, position) only, decoded on Ray Data."""
+"""The training stream: a plan of global batches, decoded by actors near each worker, in order, ahead of their use.
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+One planner per run says which rows make up each step; every worker's decoders fetch their part of it. Of decoded
+rows there are never more than `prefetch` steps in the object store, of encoded ones `cache_mb` in each decoder: the
+memory of a stream does not depend on the size of its corpora.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import ray
+from numpy.typing import NDArray
+from pydantic import Field
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayemb.data.corpus import Corpus, CorpusError, RowGroup, read_row_group
-from rayemb.data.keys import keys_of
-from rayemb.models import ImageLimits, TextTokenizer, decode_image, image_tensor
+from rayemb.config import Config
+from rayemb.data.attributes import Attributes
+from rayemb.data.augment import AugmentConfig
+from rayemb.data.corpus import Corpus, CorpusError
+from rayemb.data.decode import (
+    CORPUS_COLUMNS,
+    BadRow,
+    ColumnReader,
+    Decoder,
+    DecodeSettings,
+    Member,
+    Piece,
+    merged,
+)
+from rayemb.data.mix import CorpusEntry, MixConfig
+from rayemb.data.plan import GlobalBatch, Planner
 
-GROUPS_PER_UNIT = 16  # row groups that are read and shuffled together
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A handful of row groups that one task reads and shuffles together; `first` is its position in the stream."""
-
-    groups: tuple[RowGroup, ...]
-    epoch: int
-    number: int
-    first: int
-    rows: int
-
-    def to_json(self) -> str:
-        """The unit as a row of a Ray dataset."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Unit":
-        """The unit again."""
-        fields = json.loads(text)
-        return cls(**{**fields, "groups": tuple(RowGroup(**group) for group in fields["groups"])})
+BEHIND = 4  # steps that a worker may be behind the first one before the planner has forgotten them
 
 
-def plan(groups: list[RowGroup], *, seed: int, start: int, stop: int) -> Iterator[Unit]:
-    """The units that hold rows `start .. stop-1` of the endless stream, in order.
+class LoaderConfig(Config):
+    """How rows get to the workers: nothing of it changes what they get."""
 
-    Each epoch permutes the row groups anew; positions before `start` are skipped by whole units, without reading.
-    """
-    per_epoch = sum(group.rows for group in groups)
-    if not per_epoch:
-        raise CorpusError("the split has no rows", where="train.split")
-    if start >= stop:  # a run that is at its end asks for nothing
-        return
-    epoch = start // per_epoch
-    position = epoch * per_epoch
-    while position < stop:
-        order = np.random.default_rng([seed, epoch]).permutation(len(groups))
-        for number, at in enumerate(range(0, len(order), GROUPS_PER_UNIT)):
-            chosen = tuple(groups[i] for i in order[at : at + GROUPS_PER_UNIT])
-            rows = sum(group.rows for group in chosen)
-            if position + rows > start and position < stop:
-                yield Unit(chosen, epoch, number, position, rows)
-            position += rows
-        epoch += 1
+    decoders: int = Field(1, ge=1, description="processes that decode for each worker")
+    cpus_per_decoder: float = Field(0.5, gt=0, description="CPUs that each of them takes in the cluster")
+    prefetch: int = Field(4, ge=1, description="steps that are decoded ahead of their use")
+    cache_mb: int = Field(256, ge=1, description="encoded rows that each decoder keeps for the next batches, MiB")
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Turns a unit into training columns; the same unit gives the same rows in every process."""
+class StreamSettings:
+    """All that decides what a stream yields. `entries` have their URIs; `state`: where to begin, null for the start."""
 
-    tokenizer: TextTokenizer
-    image_size: int
+    entries: Mapping[str, CorpusEntry]
+    mix: MixConfig
+    batch_size: int
     seed: int
-    start: int
-    stop: int
-    main_caption: float
-    limits: ImageLimits
-
-    def __call__(self, unit: Unit) -> dict[str, Any]:
-        """`pixels` (n, 3, S, S) uint8, `tokens` (n, L) int64, `group` (n,) int64, `position` (n,) int64."""
-        columns = ("image", "text", "texts", "concept")
-        table = pa.concat_tables([read_row_group(group, columns) for group in unit.groups])
-        rng = np.random.default_rng([self.seed, unit.epoch, unit.number])
-        order, draws = rng.permutation(unit.rows), rng.random(unit.rows)
-        positions = unit.first + np.arange(unit.rows)
-        wanted = (positions >= self.start) & (positions < self.stop)
-        rows = table.take(pa.array(order[wanted])).to_pylist()
-        # One caption of each image, drawn anew each epoch.
-        texts = [_caption(row, draw, self.main_caption) for row, draw in zip(rows, draws[wanted], strict=True)]
-        return {
-            "pixels": np.stack([image_tensor(decode_image(r["image"], self.limits), self.image_size) for r in rows]),
-            "tokens": self.tokenizer(texts, pad_to=self.tokenizer.max_length),
-            "group": keys_of([r["concept"] for r in rows]),
-            "position": positions[wanted],
-        }
+    state: dict[str, Any] | None = None
 
 
-def train_stream(
-    corpus: Corpus,
-    split: str,
-    *,
-    tokenizer: TextTokenizer,
-    image_size: int,
-    seed: int,
-    start: int,
-    stop: int,
-    block_rows: int,
-    fraction: float = 1.0,
-    main_caption: float = 0.5,
-    decode_cpus: float = 0.5,
-) -> ray.data.Dataset:
-    """Rows `start .. stop-1` of the stream as a lazy Ray dataset, in order, in blocks of `block_rows`.
+def open_members(entries: Mapping[str, CorpusEntry]) -> list[Member]:
+    """The corpora of a mixture; reads manifests and footers, O(files).
 
-    With `block_rows` = the rows of one rank in one step, the blocks that Ray Train deals out to W ranks make up
-    the global batches in order, whatever W is. `fraction` < 1 keeps only that share of the row groups;
-    `main_caption` is the probability that an image comes with its `text` rather than with any of its `texts`.
+    Raises CorpusError for one that is missing, has no such split, or is of another kind than one that it would
+    share batches with.
     """
-    decoder = Decoder(tokenizer, image_size, seed, start, stop, main_caption, corpus.image_limits)
-    groups = corpus.row_groups(split)
-    units = list(plan(groups[: max(1, round(len(groups) * fraction))], seed=seed, start=start, stop=stop))
-
-    def read(batch: dict[str, Any]) -> dict[str, Any]:
-        (unit,) = batch["unit"]
-        return decoder(Unit.from_json(unit))
-
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=max(1, len(units)))
-    # Strict: otherwise the rest of every unit is a short block, and two ranks' batches drift apart after the first.
-    return dataset.map_batches(read, batch_size=1, num_cpus=decode_cpus).repartition(
-        target_num_rows_per_block=block_rows, strict=True
-    )
+    members = []
+    for name, entry in entries.items():
+        if entry.uri is None:
+            raise CorpusError("no uri", where=f"train.corpora.{name}.uri")
+        corpus = Corpus.open(entry.uri)
+        members.append(Member(entry, corpus.kind, corpus.row_groups(entry.split), corpus.image_limits))
+    return members
 
 
-def _caption(row: dict[str, Any], draw: float, main: float) -> str:
-    """The main caption for a `draw` in [0, main), else one of all captions, each equally likely."""
-    if draw < main or not row["texts"]:
-        return str(row["text"])
-    return str(row["texts"][int((draw - main) / (1 - main) * len(row["texts"]))])
+class StepPiece(NamedTuple):
+    """What a decoder is to do for one step, and, for the worker, where the run stands after it."""
+
+    pieces: list[Piece]
+    step: int
+    last: bool
+    rows: int  # of the global batch
+    state: dict[str, Any]
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class PlanServer:
+    """The planner of a run. Started again after a failure it plans the same batches anew."""
+
+    def __init__(self, settings: StreamSettings, members: Sequence[Member], world: int) -> None:
+        names = list(settings.entries)
+        readers = {
+            name: ColumnReader(member.kind, _attributes(member.entry))
+            for name, member in zip(names, members, strict=True)
+        }
+        groups = {name: member.groups for name, member in zip(names, members, strict=True)}
+        self._planner = Planner(
+            settings.entries,
+            groups,
+            readers,
+            settings.mix,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            state=settings.state,
+        )
+        self._world = world
+        self._batches: dict[int, GlobalBatch] = {}
+        self._ahead = self._planner.next()
+
+    def step_piece(self, step: int, rank: int, decoders: int) -> StepPiece | None:
+        """This rank's part of `step`, in as many pieces as it has decoders; None beyond the end."""
+        while self._ahead is not None and self._ahead.step <= step:
+            self._batches[self._ahead.step] = self._ahead
+            self._ahead = self._planner.next()
+        if step not in self._batches:
+            return None
+        batch = self._batches[step]
+        for old in [known for known in self._batches if known < step - BEHIND * self._world - 64]:
+            del self._batches[old]
+        last = self._ahead is None and step == max(self._batches)
+        rows = sum(len(part.ordinals) for part in batch.parts)
+        return StepPiece(_pieces(batch, rank, self._world, decoders), step, last, rows, batch.state)
+
+    def left_out(self) -> dict[str, int]:
+        """Rows of each corpus that no batch could take so far."""
+        streams = zip(self._planner.names, self._planner.streams, strict=True)
+        return {name: stream.cursor.left_out for name, stream in streams}
+
+
+def _attributes(entry: CorpusEntry) -> Attributes | None:
+    uri = entry.sampler.attributes
+    return None if uri is None or entry.uri is None else Attributes(uri, Corpus.open(entry.uri), entry.split)
+
+
+def _pieces(batch: GlobalBatch, rank: int, world: int, decoders: int) -> list[Piece]:
+    """A rank's rows of a batch: neighbours in storage, so that few row groups are read twice, evenly dealt out."""
+    dealt: list[list[tuple[int, NDArray[np.int64]]]] = [[] for _ in range(decoders)]
+    for corpus, ordinals in batch.parts:
+        mine = np.array_split(np.sort(ordinals), world)[rank]
+        for parts, piece in zip(dealt, np.array_split(mine, decoders), strict=True):
+            parts.append((corpus, piece))
+    return [Piece(batch.step, tuple(parts)) for parts in dealt]
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1)
+class DecodeServer:
+    """A process that decodes. What it is asked twice it answers the same, so that a killed one costs time alone."""
+
+    def __init__(self, members: Sequence[Member], settings: DecodeSettings) -> None:
+        self._decoder = Decoder(members, settings)
+
+    def decode(self, planned: StepPiece | None, number: int) -> tuple[dict[str, NDArray[Any]], list[BadRow]] | None:
+        """The arrays of piece `number` of a step, and its bad rows."""
+        return None if planned is None else self._decoder(planned.pieces[number])
+
+
+class Batch(NamedTuple):
+    """A worker's rows of one step, read-only (see `Decoder` for the arrays), and where the run stands after it.
+
+    step: counts from 0. rows: of the whole global batch. state: what a stream needs to go on after this step.
+    bad: this worker's rows that could not be used. waited: seconds until the batch was there.
+    """
+
+    step: int
+    arrays: dict[str, NDArray[Any]]
+    rows: int
+    state: dict[str, Any]
+    bad: list[BadRow]
+    last: bool
+    waited: float
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The handle of a run's stream, made by the driver and taken to the workers."""
+
+    planner: Any
+    members: Any  # reference to list[Member]
+    decode: DecodeSettings
+    loader: LoaderConfig
+    start: int
+    world: int
+
+    def batches(self, rank: int, stop: int) -> Iterator[Batch]:
+        """This rank's part of steps `start .. stop - 1`, decoded ahead; ends earlier where the mixture does."""
+        decoders = self._decoders()
+        ahead: deque[tuple[Any, list[Any]]] = deque()
+        for step in range(self.start, stop + self.loader.prefetch):
+            if step < stop:
+                planned = self.planner.step_piece.remote(step, rank, len(decoders))
+                ahead.append((planned, [d.decode.remote(planned, n) for n, d in enumerate(decoders)]))
+            if step < self.start + self.loader.prefetch - 1 and step < stop - 1:
+                continue
+            if not ahead:
+                return
+            began = time.monotonic()
+            plan, pieces = ahead.popleft()
+            found = ray.get(pieces)
+            if found[0] is None:
+                return
+            waited = time.monotonic() - began
+            step_piece: StepPiece = ray.get(plan)
+            bad = [row for _, rows in found for row in rows]
+            yield Batch(
+                step_piece.step,
+                merged([arrays for arrays, _ in found]),
+                step_piece.rows,
+                step_piece.state,
+                bad,
+                step_piece.last or step_piece.step == stop - 1,
+                waited,
+            )
+
+    def _decoders(self) -> list[Any]:
+        # Not in the placement group of the training, which has no CPU for them; on this node if it has room.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        remote = DecodeServer.options(num_cpus=self.loader.cpus_per_decoder, scheduling_strategy=here)  # type: ignore[attr-defined]
+        return [remote.remote(self.members, self.decode) for _ in range(self.loader.decoders)]
+
+
+def open_stream(
+    settings: StreamSettings,
+    members: Sequence[Member],
+    decode: DecodeSettings,
+    loader: LoaderConfig,
+    *,
+    world: int,
+) -> Stream:
+    """A stream for `world` workers; its planner lives as long as the handle is held. Needs a connected Ray."""
+    reference = ray.put(list(members))
+    planner = PlanServer.remote(settings, reference, world)  # type: ignore[attr-defined]
+    return Stream(planner, reference, decode, loader, int((settings.state or {}).get("step", 0)), world)
+
+
+__all__ = [
+    "CORPUS_COLUMNS",
+    "AugmentConfig",
+    "Batch",
+    "LoaderConfig",
+    "Stream",
+    "StreamSettings",
+    "open_members",
+    "open_stream",
+]

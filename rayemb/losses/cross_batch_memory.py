@@ -30,6 +30,9 @@ class CrossBatchMemoryConfig(WrapperConfig):
         return CrossBatchMemory(self, self.loss.build(dim), dim)
 
 
+MOST_KEYS = 4  # of a document; the memory has one shape whatever batches bring
+
+
 class CrossBatchMemory(Wrapper):
     """Choose it for many negatives where batches cannot be large; the vectors are as old as the memory is long.
 
@@ -45,7 +48,7 @@ class CrossBatchMemory(Wrapper):
         super().__init__(loss)
         self.config = config
         self.register_buffer("vectors", torch.zeros(config.size, dim))
-        self.register_buffer("keys", torch.full((config.size,), NO_KEY))
+        self.register_buffer("keys", torch.full((config.size, MOST_KEYS), NO_KEY))
         self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))
 
     def rows(self, batch: Batch, exchange: Exchange) -> Rows:
@@ -53,7 +56,9 @@ class CrossBatchMemory(Wrapper):
         filled = min(int(self.seen), self.config.size)
         mine = slice(exchange.rank, filled, exchange.world)
         memory = self.vectors[mine].to(batch.queries.dtype).clone()
-        keys = self.keys[mine].clone() if batch.keys is not None else None
+        keys = None
+        if batch.keys is not None:  # as many, and in the shape, as the batch has them
+            keys = (self.keys[mine, : batch.keys.shape[1]] if batch.keys.ndim > 1 else self.keys[mine, 0]).clone()
         rows = self.loss.rows(replace(batch, memory=memory, memory_keys=keys), exchange)
         if self.training:  # a validation loss must leave no trace
             self._remember(batch, exchange)
@@ -63,15 +68,18 @@ class CrossBatchMemory(Wrapper):
         """See `Loss.problem`."""
         if batch.documents is None:
             return "CrossBatchMemory needs documents"
-        if batch.keys is not None and batch.keys.ndim > 1:
-            return f"CrossBatchMemory remembers one key per document, keys has {batch.keys.shape[1]}"
+        if batch.keys is not None and batch.keys.ndim > 1 and batch.keys.shape[1] > MOST_KEYS:
+            return f"CrossBatchMemory remembers {MOST_KEYS} keys of a document, keys has {batch.keys.shape[1]}"
         return self.loss.problem(batch)
 
     @torch.no_grad()
     def _remember(self, batch: Batch, exchange: Exchange) -> None:
         assert batch.documents is not None
         documents = exchange.everyone(unit(batch.documents))
-        keys = batch.keys if batch.keys is not None else self.keys.new_full((batch.documents.shape[0],), NO_KEY)
+        keys = self.keys.new_full((batch.documents.shape[0], MOST_KEYS), NO_KEY)
+        if batch.keys is not None:
+            own = batch.keys if batch.keys.ndim > 1 else batch.keys[:, None]
+            keys[:, : own.shape[1]] = own
         keys, number = exchange.everyone(keys), documents.shape[0]
         newest = slice(max(0, number - self.config.size), number)
         at = (torch.arange(number, device=self.keys.device)[newest] + self.seen) % self.config.size

@@ -5,6 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rayemb.config import Config
+from rayemb.data.augment import AugmentConfig
+from rayemb.data.mix import CorpusEntry, MixConfig
+from rayemb.data.samplers import ClassBalancedConfig
+from rayemb.data.stream import LoaderConfig
 from rayemb.losses import AnyLoss, InfoNCEConfig
 from rayemb.models import TwoTowerConfig
 from rayemb.parallel import ExchangeName
@@ -17,10 +21,21 @@ HOW = {
     "micro_batch_size",
     "micro_batch_tokens",
     "gradient_reduction",
+    "loader",
     "log_every",
     "keep_checkpoints",
     "max_failures",
 }
+
+
+# Fields of a loss's batch that the trainer gives, beyond queries, documents and keys.
+SUPPLIED = {"labels", "tasks"}
+
+
+class TrainCorpus(CorpusEntry):
+    """A corpus of the training."""
+
+    loss: AnyLoss | None = Field(None, description="the loss of this corpus's batches; null: the run's")
 
 
 class TrainConfig(Config):
@@ -28,13 +43,24 @@ class TrainConfig(Config):
 
     model: TwoTowerConfig = TwoTowerConfig()
     loss: AnyLoss = Field(default_factory=InfoNCEConfig)
-    split: str = Field("train", description="split of the corpus to train on")
-    val_split: str | None = Field("val", description="split for the recall during training; null for none")
-    fraction: float = Field(1.0, gt=0, le=1, description="train on this share of the row groups (for quick sweeps)")
-    main_caption: float = Field(
-        0.5, ge=0, le=1, description="how often an image comes with its main caption rather than with any of its own"
+    corpora: dict[str, TrainCorpus] = Field(
+        default_factory=lambda: {"main": TrainCorpus()},
+        min_length=1,
+        description="the corpora to train on, by name; default: `main`, the run's own",
     )
-    seed: int = Field(0, ge=0, description="weights, order of rows, captions drawn")
+    mix: MixConfig = Field(default_factory=MixConfig, description="how they share the batches")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="what is varied in images")
+    loader: LoaderConfig = Field(default_factory=LoaderConfig, description="how rows get to the workers")
+    val_split: str | None = Field(
+        "val", description="split of the first corpus for the recall during training; null for none"
+    )
+    max_bad_fraction: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="the run ends if more rows than this cannot be used; they are set aside anyway",
+    )
+    seed: int = Field(0, ge=0, description="weights, order of rows, captions drawn, augmentation")
 
     steps: int = Field(400, ge=1, description="optimizer steps")
     batch_size: int = Field(256, ge=1, description="pairs per step over all workers: each is a negative of all others")
@@ -91,14 +117,58 @@ class TrainConfig(Config):
             raise ValueError("precision bf16 needs zero_stage >= 1: stage 0 follows another loss curve there")
         if self.zero_stage == 0 and self.offload_optimizer:
             raise ValueError("offload_optimizer needs zero_stage >= 1")
-        if self.loss.needs:
-            raise ValueError(f"loss {self.loss.name} needs {sorted(self.loss.needs)}, which a corpus does not have yet")
-        misfit = self.loss.misfit(self.model.dim)
-        if misfit:
-            raise ValueError(f"loss: {misfit} (model.dim)")
+        for where, loss in self.losses.items():
+            if missing := loss.needs - SUPPLIED:
+                raise ValueError(f"{where}: {loss.name} needs {sorted(missing)}, which a corpus does not have yet")
+            if "tasks" in loss.needs and (tasks := _tasks(loss)) < len(self.corpora):
+                raise ValueError(f"{where}: {loss.name} has {tasks} tasks and there are {len(self.corpora)} corpora")
+            if misfit := loss.misfit(self.model.dim):
+                raise ValueError(f"{where}: {misfit} (model.dim)")
         return self
+
+    @model_validator(mode="after")
+    def _mixable(self) -> "TrainConfig":
+        weights = [corpus.weight for corpus in self.corpora.values()]
+        if None in weights and any(weights):
+            without = [name for name, corpus in self.corpora.items() if corpus.weight is None]
+            raise ValueError(f"corpora: {', '.join(without)} has no weight and others have; give all or none")
+        if self.mix.batches == "mixed" and len(self.corpora) > 1:
+            for name, corpus in self.corpora.items():
+                if corpus.loss is not None:
+                    raise ValueError(
+                        f"corpora.{name}.loss: rows of several corpora in a batch have one loss; use "
+                        "mix.batches=one_corpus, or loss.name=rzenembed for a temperature of each"
+                    )
+                if corpus.sampler.whole_batches:
+                    raise ValueError(
+                        f"corpora.{name}.sampler: {corpus.sampler.name} makes whole batches; use mix.batches=one_corpus"
+                    )
+        for name, corpus in self.corpora.items():
+            sampler = corpus.sampler
+            if isinstance(sampler, ClassBalancedConfig):
+                if self.batch_size % sampler.per_class:
+                    raise ValueError(
+                        f"corpora.{name}.sampler: batch_size ({self.batch_size}) must be a multiple of per_class "
+                        f"({sampler.per_class})"
+                    )
+                if sampler.column in self.mix.distinct:
+                    raise ValueError(f"mix.distinct: {sampler.column} is what corpora.{name}.sampler repeats")
+        return self
+
+    @property
+    def losses(self) -> dict[str, AnyLoss]:
+        """The loss of the run, or of each corpus if any has its own, by the key that says it."""
+        if all(corpus.loss is None for corpus in self.corpora.values()):
+            return {"loss": self.loss}
+        return {f"corpora.{name}.loss": corpus.loss or self.loss for name, corpus in self.corpora.items()}
 
     @property
     def outcome(self) -> dict[str, Any]:
         """What decides the trained weights: all keys but those that only say how the work is cut up and reported."""
         return self.model_dump(mode="json", exclude=HOW)
+
+
+def _tasks(loss: Any) -> int:
+    while not hasattr(loss, "tasks"):
+        loss = loss.loss
+    return int(loss.tasks)

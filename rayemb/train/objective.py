@@ -1,4 +1,6 @@
-"""What one step computes: both towers, the exchange between ranks, and the loss of one process with everything."""
+"""What one step computes: the towers, the exchange between ranks, and the loss of one process with everything."""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,31 +11,78 @@ from rayemb.models import TwoTower
 from rayemb.parallel import Encoded, Exchange, cut, split
 
 PADDING = 0  # token id
+# What belongs to a row and is several entries, with the counts of each row's.
+RAGGED = {"negative_tokens": "negative_counts", "negative_keys": "negative_counts"}
 
 
 class Objective(nn.Module):
-    """Encoder and loss as one module, so that the engine trains the temperature with the weights."""
+    """Encoder and losses as one module, so that the engine trains the temperatures with the weights.
 
-    def __init__(self, network: TwoTower, loss: Loss) -> None:
+    `losses`: one for all corpora, or one for each, in the order of the mixture.
+    """
+
+    def __init__(self, network: TwoTower, losses: Loss | Sequence[Loss]) -> None:
         super().__init__()
-        self.network, self.loss = network, loss
+        self.network = network
+        self.losses = nn.ModuleList([losses] if isinstance(losses, Loss) else losses)
 
     def forward(self, batch: dict[str, Tensor]) -> Encoded:
-        """Vectors of `pixels` (B, 3, S, S) uint8 and `tokens` (B, L) int64, and the loss's own parameters."""
-        image_BD, text_BD = self.network(batch["pixels"], batch["tokens"])
-        return Encoded({"queries": image_BD, "documents": text_BD}, shared_parameters(self.loss))
+        """Vectors of a batch's rows (`queries`, `documents`, `negatives` if any), and the losses' own parameters.
 
-    def share(self, encoded: Encoded, keys: Tensor, exchange: Exchange, progress: float = 0.0) -> Tensor:
-        """This rank's share of the loss over the global batch; `keys` (B,) int64 as `encoded` has its rows."""
-        batch = Batch(encoded.rows["queries"], encoded.rows["documents"], keys=keys, progress=progress)
-        value: Tensor = functional_call(self.loss, encoded.shared, (batch, exchange))
+        Queries are `pixels` (B, 3, S, S) uint8 or `query_tokens` (B, M) int64; documents `tokens` (B, L) and hard
+        negatives `negative_tokens` (N, L) go through the text tower.
+        """
+        network = self.network
+        queries = (
+            network.encode_image(batch["pixels"]) if "pixels" in batch else network.encode_text(batch["query_tokens"])
+        )
+        rows = {"queries": queries, "documents": network.encode_text(batch["tokens"])}
+        if "negative_tokens" in batch:
+            rows["negatives"] = network.encode_text(batch["negative_tokens"])
+        return Encoded(rows, shared_parameters(self.losses))
+
+    def share(self, encoded: Encoded, batch: Mapping[str, Tensor], exchange: Exchange, progress: float = 0.0) -> Tensor:
+        """This rank's share of the loss over the global batch; `batch` as `encoded` has its rows.
+
+        With several losses, all rows of a global batch are of one corpus (`task`), whose loss it is.
+        """
+        number = 0
+        if len(self.losses) > 1:
+            # Agreed on by all ranks: one without rows has no task to look at.
+            tasks = batch["task"]
+            mine = tasks.max().reshape(1) if tasks.numel() else tasks.new_full((1,), -1)
+            number = int(exchange.everyone(mine).max())
+        prefix = f"{number}."
+        own = {name.removeprefix(prefix): value for name, value in encoded.shared.items() if name.startswith(prefix)}
+        owners = None
+        if "negative_counts" in batch:
+            counts = batch["negative_counts"]
+            owners = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        pairs = Batch(
+            encoded.rows["queries"],
+            encoded.rows["documents"],
+            negatives=encoded.rows.get("negatives"),
+            negative_rows=owners,
+            keys=batch.get("keys"),
+            negative_keys=batch.get("negative_keys"),
+            tasks=batch.get("task"),
+            labels=batch.get("labels"),
+            progress=progress,
+        )
+        value: Tensor = functional_call(self.losses[number], own, (pairs, exchange))
         return value
 
+    @property
+    def temperature(self) -> float | None:
+        """The current temperature, the mean over the losses that have one."""
+        found = [loss.temperature for loss in self.losses if isinstance(loss, Loss) and loss.temperature is not None]
+        return sum(found) / len(found) if found else None
 
-def shared_parameters(loss: Loss) -> dict[str, Tensor]:
-    """The loss's parameters as values on the graph: outside of the forward ZeRO-3 has taken the parameters away."""
+
+def shared_parameters(losses: nn.Module) -> dict[str, Tensor]:
+    """The losses' parameters as values on the graph: outside of the forward ZeRO-3 has taken the parameters away."""
     shared = {}
-    for prefix, module in loss.named_modules():
+    for prefix, module in losses.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             # By attribute: that is where ZeRO-3 notices that the parameter is wanted and gathers it.
             shared[f"{prefix}.{name}".lstrip(".")] = getattr(module, name).clone()
@@ -44,9 +93,11 @@ def micro_batches(
     batch: dict[str, Tensor], *, rows: int | None, tokens: int | None
 ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
     """The micro-batches of a batch, each with its texts cut to its own longest, and the batch in their order."""
-    lengths = (batch["tokens"] != PADDING).sum(1)
-    parts, whole = cut(batch, split(lengths, rows=rows, budget=tokens))
-    return [{**part, "tokens": trimmed(part["tokens"])} for part in parts], whole
+    texts = [name for name in batch if name.endswith("tokens")]
+    lengths = torch.stack([(batch[name] != PADDING).sum(1) for name in texts if name not in RAGGED]).amax(0)
+    ragged = {name: counts for name, counts in RAGGED.items() if name in batch}
+    parts, whole = cut(batch, split(lengths, rows=rows, budget=tokens), ragged)
+    return [{**part, **{name: trimmed(part[name]) for name in texts}} for part in parts], whole
 
 
 def trimmed(tokens: Tensor) -> Tensor:
@@ -56,7 +107,7 @@ def trimmed(tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def embed_pairs(network: TwoTower, pixels: Tensor, tokens: Tensor, exchange: Exchange) -> tuple[Tensor, Tensor]:
-    """The vectors of all ranks' pairs, `(M, D)` each, in rank order."""
-    image_BD, text_BD = network(pixels, tokens)
-    return exchange.everyone(image_BD), exchange.everyone(text_BD)
+def embed_pairs(objective: Objective, batch: dict[str, Tensor], exchange: Exchange) -> tuple[Tensor, Tensor]:
+    """The vectors of all ranks' queries and documents, `(M, D)` each, in rank order."""
+    rows = objective(batch).rows
+    return exchange.everyone(rows["queries"]), exchange.everyone(rows["documents"])

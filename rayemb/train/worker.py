@@ -3,7 +3,6 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayemb.data.corpus import Corpus, read_row_group
-from rayemb.data.keys import keys_of
+from rayemb.data.decode import ColumnReader, Decoder, Member, Piece
+from rayemb.data.stream import Batch, Stream
 from rayemb.evaluate.metrics import ranks, recall_at
-from rayemb.models import Model, TextTokenizer, decode_image, image_tensor
+from rayemb.models import Model, TextTokenizer
 from rayemb.parallel import Encoded, Exchange, Tiling, exchange_named, mean_over_ranks
 from rayemb.train.config import TrainConfig
 from rayemb.train.engine import create_engine, full_state, learning_rate, set_learning_rate
 from rayemb.train.objective import Objective, embed_pairs, micro_batches
+from rayemb.train.quarantine import Quarantine
 from rayemb.train.step import train_step
 
 POSITION = "position.json"
@@ -30,8 +30,10 @@ class Job:
 
     config: TrainConfig
     tokenizer: TextTokenizer
-    corpus_uri: str
+    stream: Stream
+    validation: Member | None
     model_uri: str
+    run_uri: str
     info: dict[str, Any]  # goes into the model's manifest
     log: Any  # handle of the TrainingLog actor
 
@@ -50,45 +52,52 @@ def run_worker(job_config: dict[str, Any]) -> dict[str, Any]:
         note = "compiling its operators, once on this machine" if compiling else "nothing to compile"
         job.log.say.remote(f"starting {world} DeepSpeed engines, ZeRO-{config.zero_stage} ({note})")
     model = Model.create(config.model, job.tokenizer, config.seed)
-    objective = Objective(model.network.train(), config.loss.build(config.model.dim)).to(device)
+    losses = [loss.build(config.model.dim) for loss in config.losses.values()]
+    objective = Objective(model.network.train(), losses).to(device)
     engine = create_engine(objective, config)
     exchange = exchange_named(config.exchange, Tiling(*config.tile) if config.tile else None)
-    step, history = _restore(engine, job_config["start_row"])
+    step, history = _restore(engine, job.stream.start)
     validation = _validation_rows(job, rank, world, device)
-    batches = _batches(ray.train.get_dataset_shard("train"), config.batch_size // world, device)
-    started, first_step = time.monotonic(), step
-    for batch in batches:
+    quarantine = Quarantine(job.run_uri, config.max_bad_fraction, rank)
+    started, seen, waited, spent = time.monotonic(), 0, 0.0, time.monotonic()
+    for batch in job.stream.batches(rank, config.steps):
         rate = learning_rate(config, step)
         set_learning_rate(engine, rate)
-        loss = _step(engine, objective, batch, exchange, config, progress=step / config.steps)
+        loss = _step(engine, objective, _tensors(batch, device), exchange, config, progress=step / config.steps)
         step += 1
-        last = step == config.steps
-        if not (last or step % config.log_every == 0 or step % config.checkpoint_every == 0):
+        seen, waited = seen + batch.rows, waited + batch.waited
+        quarantine.add(batch)
+        save = batch.last or step % config.checkpoint_every == 0
+        if not (save or step % config.log_every == 0):
             continue
+        now = time.monotonic()
         metrics = {
             "step": step,
             "loss": float(mean_over_ranks(loss)),
-            "temperature": objective.loss.temperature,
+            "temperature": objective.temperature,
             "learning_rate": rate,
-            "pairs_per_second": (step - first_step) * config.batch_size / (time.monotonic() - started),
+            "pairs_per_second": seen / (now - started),
+            "data_wait": waited / (now - spent),
+            "bad_rows": quarantine.check(),
         }
-        if validation and (last or step % config.evaluate_every == 0):
+        waited, spent = 0.0, now
+        if validation and (batch.last or step % config.evaluate_every == 0):
             metrics["val_recall_at_1"] = _validate(engine, objective, validation, exchange)
         history.append(metrics)
         if rank == 0:
             job.log.add.remote(metrics)
-        _report(engine, metrics, history, batch, rank, save=last or step % config.checkpoint_every == 0)
+        if save:
+            quarantine.write(step)
+        _report(engine, metrics, history, batch.state, rank, save=save)
     weights = full_state(engine, objective.network, config.zero_stage)
     if weights is not None:
-        _save(job, weights, history, objective.loss.temperature)
+        _save(job, weights, history, objective.temperature)
     return {"step": step, "history": history}
 
 
-def _batches(shard: Any, rows: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
-    for batch in shard.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=2):
-        # Copied: batches lie read-only in the object store.
-        tensors = {name: torch.from_numpy(np.array(values)).to(device) for name, values in batch.items()}
-        yield tensors
+def _tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    # Copied: arrays lie read-only in the object store.
+    return {name: torch.from_numpy(np.array(values)).to(device) for name, values in batch.arrays.items()}
 
 
 def _step(
@@ -103,27 +112,27 @@ def _step(
     parts, batch = micro_batches(batch, rows=config.micro_batch_size, tokens=config.micro_batch_tokens)
 
     def loss(encoded: Encoded) -> torch.Tensor:
-        return objective.share(encoded, batch["group"], exchange, progress)
+        return objective.share(encoded, batch, exchange, progress)
 
     return train_step(engine, parts, loss, reduction=config.gradient_reduction)
 
 
-def _restore(engine: Any, start_row: int) -> tuple[int, list[dict[str, Any]]]:
+def _restore(engine: Any, start: int) -> tuple[int, list[dict[str, Any]]]:
     """The step and history of the last checkpoint, its state loaded into the engine; (0, []) without one.
 
-    `start_row` is where the data begin: the checkpoint must be the one that the driver planned them for.
+    `start` is the step at which the data begin: the checkpoint must be the one that the driver planned them for.
     """
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        if start_row:
-            raise RuntimeError(f"the data begin at row {start_row}, but there is no checkpoint")
+        if start:
+            raise RuntimeError(f"the data begin at step {start}, but there is no checkpoint")
         return 0, []
     with checkpoint.as_directory() as folder:
         position = json.loads((Path(folder) / POSITION).read_text())
-        if position["row"] != start_row:
-            raise RuntimeError(f"the data begin at row {start_row}, the checkpoint stands at {position['row']}")
+        if position["step"] != start:
+            raise RuntimeError(f"the data begin at step {start}, the checkpoint stands at {position['step']}")
         path, _ = engine.load_checkpoint(folder, tag=position["tag"])
         if path is None:
             raise RuntimeError(f"the checkpoint {checkpoint.path} holds no engine state")
@@ -134,7 +143,7 @@ def _report(
     engine: Any,
     metrics: dict[str, Any],
     history: list[dict[str, Any]],
-    batch: dict[str, torch.Tensor],
+    data: dict[str, Any],
     rank: int,
     *,
     save: bool,
@@ -148,49 +157,37 @@ def _report(
     # Every rank writes its own part; Ray Train merges the folders in storage.
     folder = tempfile.mkdtemp(prefix="rayemb-checkpoint-")
     tag = f"step-{metrics['step']}"
-    # The row after the last one of *any* rank: a rank holds only its slice of the global batch.
-    row = batch["position"].max() + 1
-    torch.distributed.all_reduce(row, op=torch.distributed.ReduceOp.MAX)
     engine.save_checkpoint(folder, tag=tag)
     if rank == 0:
-        state = {"step": metrics["step"], "tag": tag, "row": int(row), "history": history}
+        state = {"step": metrics["step"], "tag": tag, "data": data, "history": history}
         (Path(folder) / POSITION).write_text(json.dumps(state))
     ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), delete_local_checkpoint_after_upload=True)
 
 
 def _validation_rows(job: Job, rank: int, world: int, device: torch.device) -> dict[str, Any] | None:
     """This rank's share of the validation pairs, the same number on every rank."""
-    corpus = Corpus.open(job.corpus_uri)
-    split = job.config.val_split
-    if split is None or split not in corpus.splits:
-        return None
-    rows: list[dict[str, Any]] = []
-    for group in corpus.row_groups(split):
-        rows += read_row_group(group, ("image", "text", "concept")).to_pylist()
-        if len(rows) >= job.config.evaluate_rows:
-            break
-    rows = rows[: min(len(rows), job.config.evaluate_rows) // world * world]
-    if not rows:
+    member = job.validation
+    share = min(job.config.evaluate_rows, sum(group.rows for group in member.groups)) // world if member else 0
+    if member is None or not share:
         return None
     # Rank order after the gather: rank 0's rows, then rank 1's, ...
-    share = len(rows) // world
-    mine = rows[rank * share : (rank + 1) * share]
-    size, limits = job.config.model.image.image_size, corpus.image_limits
-    pixels = [image_tensor(decode_image(row["image"], limits), size) for row in mine]
+    mine = np.arange(rank * share, (rank + 1) * share)
+    arrays, bad = Decoder([member], job.stream.decode)(Piece(0, ((0, mine),)))
+    if bad:
+        raise RuntimeError(f"a validation row cannot be used: {bad[0].source}: {bad[0].what}")
     return {
-        "pixels": torch.from_numpy(np.stack(pixels)).to(device),
-        "tokens": torch.from_numpy(job.tokenizer([row["text"] for row in mine])).to(device),
-        "groups": keys_of([row["concept"] for row in rows]),
+        "batch": {name: torch.from_numpy(values).to(device) for name, values in arrays.items()},
+        "groups": ColumnReader(member.kind)(member.groups, "concept")[: share * world],
     }
 
 
 def _validate(engine: Any, objective: Objective, validation: dict[str, Any], exchange: Exchange) -> float:
     """Recall@1, the mean of both directions, over all ranks' validation pairs."""
     engine.eval()
-    images, texts = embed_pairs(objective.network, validation["pixels"], validation["tokens"], exchange)
+    queries, documents = embed_pairs(objective, validation["batch"], exchange)
     engine.train()
-    image, text, groups = images.float().cpu().numpy(), texts.float().cpu().numpy(), validation["groups"]
-    forward, backward = ranks(image, text, groups, groups), ranks(text, image, groups, groups)
+    query, document, groups = queries.float().cpu().numpy(), documents.float().cpu().numpy(), validation["groups"]
+    forward, backward = ranks(query, document, groups, groups), ranks(document, query, groups, groups)
     return (recall_at(forward, 1) + recall_at(backward, 1)) / 2
 
 

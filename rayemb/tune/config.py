@@ -30,7 +30,14 @@ class TuneConfig(Config):
         description="key of the training config → distribution of Ray Tune",
     )
     set: dict[str, Any] = Field(
-        {"steps": 60, "batch_size": 128, "fraction": 0.25, "workers": 1, "evaluate_every": 20, "log_every": 20},
+        {
+            "steps": 60,
+            "batch_size": 128,
+            "corpora.main.fraction": 0.25,
+            "workers": 1,
+            "evaluate_every": 20,
+            "log_every": 20,
+        },
         description="keys of the training config that every trial changes, to be cheap",
     )
     metric: str = Field("val_recall_at_1", description="what a trial reports and the sweep compares")

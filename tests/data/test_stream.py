@@ -1,246 +1,244 @@
-"""The training stream: its order is a function of seed, epoch and position, whoever consumes it."""
+"""The stream on a real cluster: the same batches for any number of workers, after any kill, in bounded memory."""
 
-import itertools
-import threading
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import ray
 
-from rayemb.data import Corpus, CorpusError, train_stream
-from rayemb.data.corpus import RowGroup
-from rayemb.data.keys import keys_of
-from rayemb.data.stream import GROUPS_PER_UNIT, Decoder, Unit, plan
-from rayemb.models import ImageLimits, TextTokenizer, TokenizerConfig
+from rayemb.data import Corpus, CorpusError, StreamSettings, open_members, open_stream
+from rayemb.data.attributes import Attributes, write_attributes
+from rayemb.data.augment import AugmentConfig
+from rayemb.data.decode import DecodeSettings
+from rayemb.data.mix import CorpusEntry, MixConfig
+from rayemb.data.samplers import ClusterStratifiedConfig, ShuffledConfig
+from rayemb.data.stream import LoaderConfig, Stream
+from rayemb.models import TextTokenizer, TokenizerConfig
 from tests.data.corpora import corrupt, write_corpus
 
-ROWS = 110
-TOKENIZER = TextTokenizer.train(
-    [f"{word} {n}" for n in range(ROWS) for word in ("text", "texte", "текст")],
-    TokenizerConfig(vocab_size=512, max_length=8),
-)
-Batch = dict[str, Any]
-
-# -- the plan, without Ray -------------------------------------------------------------------------------------
-
-groups_of = st.lists(st.integers(1, 9), min_size=1, max_size=60).map(
-    lambda sizes: [RowGroup("f", i, rows) for i, rows in enumerate(sizes)]
-)
-
-
-@given(groups_of, st.integers(0, 5), st.integers(0, 400), st.integers(0, 400))
-def test_the_units_cover_the_range_without_gaps(groups: list[RowGroup], seed: int, start: int, more: int) -> None:
-    units = list(plan(groups, seed=seed, start=start, stop=start + more))
-    if not more:
-        assert not units
-        return
-    assert units[0].first <= start < units[0].first + units[0].rows
-    assert units[-1].first < start + more <= units[-1].first + units[-1].rows
-    for before, after in itertools.pairwise(units):
-        assert after.first == before.first + before.rows
-    assert all(unit.rows == sum(g.rows for g in unit.groups) for unit in units)
-    assert all(len(unit.groups) <= GROUPS_PER_UNIT for unit in units)
-
-
-@given(groups_of, st.integers(0, 5), st.integers(0, 3))
-def test_every_group_is_there_once_an_epoch(groups: list[RowGroup], seed: int, epoch: int) -> None:
-    per_epoch = sum(g.rows for g in groups)
-    units = list(plan(groups, seed=seed, start=epoch * per_epoch, stop=(epoch + 1) * per_epoch))
-    assert {unit.epoch for unit in units} == {epoch}
-    assert sorted(g.index for unit in units for g in unit.groups) == list(range(len(groups)))
-
-
-@given(groups_of, st.integers(0, 5), st.integers(0, 300), st.integers(0, 300))
-def test_a_resumed_plan_is_the_tail(groups: list[RowGroup], seed: int, start: int, more: int) -> None:
-    stop = start + more
-    whole = list(plan(groups, seed=seed, start=0, stop=stop))
-    tail = list(plan(groups, seed=seed, start=start, stop=stop))
-    assert tail == [unit for unit in whole if unit.first + unit.rows > start and more]
-
-
-def test_seed_and_epoch_change_the_order() -> None:
-    groups = [RowGroup("f", i, 1) for i in range(40)]
-
-    def order(seed: int, epoch: int) -> list[int]:
-        units = plan(groups, seed=seed, start=40 * epoch, stop=40 * (epoch + 1))
-        return [g.index for unit in units for g in unit.groups]
-
-    assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(1, 0)
-    assert order(0, 0) != order(0, 1)
-
-
-def test_a_far_position_is_reached_without_walking_there() -> None:
-    groups = [RowGroup("f", i, 7) for i in range(33)]
-    (unit, *_) = plan(groups, seed=0, start=10**15, stop=10**15 + 1)
-    assert unit.first <= 10**15 < unit.first + unit.rows
-
-
-def test_no_rows_are_an_error() -> None:
-    with pytest.raises(CorpusError, match="no rows"):
-        list(plan([], seed=0, start=0, stop=1))
-
-
-@given(groups_of)
-def test_a_unit_survives_its_way_through_a_dataset(groups: list[RowGroup]) -> None:
-    for unit in plan(groups, seed=0, start=0, stop=50):
-        assert Unit.from_json(unit.to_json()) == unit
-
-
-# -- one unit, without Ray -------------------------------------------------------------------------------------
+TOKENIZER = TextTokenizer.train(["text texte текст 0 1 2 3 4 5 6 7 8 9"], TokenizerConfig(vocab_size=600))
+STEPS, SIZE = 18, 24
+LOADER = LoaderConfig(decoders=2, cpus_per_decoder=0.1, prefetch=3)
+Rows = dict[tuple[int, int], bytes]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return write_corpus(tmp_path_factory.mktemp("stream") / "corpus", {"train": [37, 50, 23]}, concepts=40)
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
+    root = tmp_path_factory.mktemp("stream")
+    return {
+        "a": write_corpus(root / "a", {"train": [70, 50]}, concepts=60),
+        "b": write_corpus(root / "b", {"train": [90]}, concepts=60),
+    }
 
 
-def numbers(batch: Batch) -> list[int]:
-    """Which row of the corpus each row of a batch is, from its colour."""
-    return [int(p[0, 0, 0]) + 256 * int(p[1, 0, 0]) for p in batch["pixels"]]
+def stream(
+    corpora: dict[str, Corpus],
+    world: int,
+    state: dict[str, Any] | None = None,
+    loader: LoaderConfig = LOADER,
+    entry: dict[str, Any] | None = None,
+    **mix: Any,
+) -> Stream:
+    entry = {"sampler": ShuffledConfig(window_rows=40), **(entry or {})}
+    entries = {name: CorpusEntry(uri=corpus.uri, **entry) for name, corpus in corpora.items()}
+    decode = DecodeSettings(TOKENIZER, 8, 3, AugmentConfig(crop=(0.5, 1.0)), cache_bytes=1 << 20)
+    settings = StreamSettings(entries, MixConfig(**mix), SIZE, 3, state)
+    return open_stream(settings, open_members(entries), decode, loader, world=world)
 
 
-def decoded(corpus: Corpus, start: int, stop: int, seed: int = 3, main_caption: float = 0.5) -> Batch:
-    decoder = Decoder(TOKENIZER, 8, seed, start, stop, main_caption, ImageLimits())
-    parts = [decoder(unit) for unit in plan(corpus.row_groups("train"), seed=seed, start=start, stop=stop)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def rows_of(arrays: dict[str, Any]) -> Rows:
+    """Of each row of a batch, all that a model sees of it."""
+    return {
+        (int(task), int(row)): pixels.tobytes() + tokens[tokens != 0].tobytes() + keys.tobytes()
+        for task, row, pixels, tokens, keys in zip(
+            *(arrays[name] for name in ("task", "row", "pixels", "tokens", "keys")), strict=True
+        )
+    }
 
 
-def test_columns_belong_together(corpus: Corpus) -> None:
-    batch = decoded(corpus, 0, ROWS)
-    assert batch["pixels"].shape == (ROWS, 3, 8, 8)
-    assert batch["pixels"].dtype == np.uint8
-    assert batch["tokens"].shape == (ROWS, TOKENIZER.max_length)
-    assert batch["position"].tolist() == list(range(ROWS))
-    for n, tokens, group in zip(numbers(batch), batch["tokens"], batch["group"], strict=True):
-        captions = TOKENIZER([f"text {n}", f"texte {n}", f"текст {n}"], pad_to=TOKENIZER.max_length)
-        assert any((tokens == caption).all() for caption in captions)
-        assert group == keys_of([f"concept {n % 40}"])[0]
+@ray.remote(num_cpus=0.1, max_retries=0)  # type: ignore[untyped-decorator]
+def consume(stream: Stream, rank: int, stop: int, folder: str, die_at: int | None = None) -> None:
+    """One worker: writes down what it gets step by step, and the state after it."""
+    for batch in stream.batches(rank, stop):
+        if batch.step == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen = rows_of(batch.arrays), batch.rows, batch.state
+        (Path(folder) / f"{batch.step:03d}-{rank}.pickle").write_bytes(pickle.dumps(seen))
 
 
-def test_every_row_once_an_epoch_and_two_epochs_in_different_order(corpus: Corpus) -> None:
-    order = numbers(decoded(corpus, 0, 2 * ROWS))
-    assert sorted(order[:ROWS]) == sorted(order[ROWS:]) == list(range(ROWS))
-    assert order[:ROWS] != order[ROWS:]
-    assert order[:ROWS] != sorted(order[:ROWS])
+def run(stream: Stream, folder: Path, first: int = 0, stop: int = STEPS, die_at: int | None = None) -> list[Rows]:
+    """The global batches `first .. stop - 1` that all workers together got, and wrote down."""
+    workers = [consume.remote(stream, rank, STEPS, str(folder), die_at) for rank in range(stream.world)]
+    for worker in workers:
+        if die_at is None:
+            ray.get(worker)
+        else:
+            with pytest.raises(ray.exceptions.WorkerCrashedError):
+                ray.get(worker)
+    batches: list[Rows] = []
+    for step in range(first, stop):
+        parts = [seen(folder, step, rank) for rank in range(stream.world)]
+        sizes = [len(rows) for rows, _, _ in parts]
+        assert max(sizes) - min(sizes) <= 2
+        together = {key: value for rows, _, _ in parts for key, value in rows.items()}
+        assert len(together) == sum(sizes) == parts[0][1]
+        batches.append(together)
+    return batches
 
 
-@pytest.mark.parametrize(("main_caption", "expected"), [(0.0, 1 / 3), (0.5, 2 / 3), (1.0, 1.0)])
-def test_captions_are_drawn_anew_each_epoch_the_main_one_more_often(
-    corpus: Corpus, main_caption: float, expected: float
+def seen(folder: Path, step: int, rank: int) -> tuple[Rows, int, dict[str, Any]]:
+    found: tuple[Rows, int, dict[str, Any]] = pickle.loads((folder / f"{step:03d}-{rank}.pickle").read_bytes())
+    return found
+
+
+MIXED: dict[str, Any] = {"batches": "mixed", "distinct": ["concept"]}
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: str, corpora: dict[str, Corpus], tmp_path_factory: pytest.TempPathFactory) -> list[Rows]:
+    return run(stream(corpora, 2, **MIXED), tmp_path_factory.mktemp("whole"))
+
+
+def test_no_two_ranks_have_a_concept_in_common(whole: list[Rows]) -> None:
+    assert len(whole) == STEPS
+    for batch in whole:
+        concepts = [value[-8:] for value in batch.values()]
+        assert len(concepts) == SIZE == len(set(concepts))
+
+
+@pytest.mark.parametrize(("world", "decoders"), [(1, 3), (3, 1)])
+def test_global_batches_do_not_depend_on_workers_and_decoders(
+    corpora: dict[str, Corpus], whole: list[Rows], world: int, decoders: int, tmp_path: Path
 ) -> None:
-    batch = decoded(corpus, 0, 8 * ROWS, main_caption=main_caption)
-    drawn: dict[int, set[bytes]] = {}
-    main = 0
-    for n, tokens in zip(numbers(batch), batch["tokens"], strict=True):
-        drawn.setdefault(n, set()).add(tokens.tobytes())
-        main += bool((tokens == TOKENIZER([f"text {n}"], pad_to=TOKENIZER.max_length)[0]).all())
-    assert abs(main / (8 * ROWS) - expected) < 0.06
-    several = sum(len(captions) > 1 for captions in drawn.values())
-    assert several == 0 if main_caption == 1 else several > ROWS * 0.8
+    loader = LoaderConfig(decoders=decoders, cpus_per_decoder=0.1, prefetch=1, cache_mb=1)
+    assert run(stream(corpora, world, loader=loader, **MIXED), tmp_path) == whole
 
 
-def test_rows_are_shuffled_within_a_unit(corpus: Corpus) -> None:
-    order = numbers(decoded(corpus, 0, ROWS))
-    neighbours = sum(abs(a - b) == 1 for a, b in itertools.pairwise(order))
-    assert neighbours < ROWS * 0.2
-
-
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (13, 14), (50, 200), (109, 111), (333, 340)])
-def test_any_range_is_that_part_of_the_whole(corpus: Corpus, start: int, stop: int) -> None:
-    whole, part = decoded(corpus, 0, 400), decoded(corpus, start, stop)
-    for name in whole:
-        assert np.array_equal(part[name], whole[name][start:stop])
-
-
-# -- on Ray Data -----------------------------------------------------------------------------------------------
-
-
-def stream(corpus: Corpus, block_rows: int, start: int = 0, stop: int = 240, **options: Any) -> Any:
-    return train_stream(
-        corpus,
-        "train",
-        tokenizer=TOKENIZER,
-        image_size=8,
-        seed=3,
-        start=start,
-        stop=stop,
-        block_rows=block_rows,
-        **options,
-    )
-
-
-def collect(dataset: Any, rows: int = 50) -> Batch:
-    batches = list(dataset.iter_batches(batch_size=rows))
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def steps(corpus: Corpus, workers: int, global_batch: int, total: int) -> list[list[Batch]]:
-    """What each consumer of a split stream gets, step by step; all pull at once, as Ray Train's workers do."""
-    shards = stream(corpus, global_batch // workers, stop=total).streaming_split(workers, equal=True)
-    got: list[list[Batch]] = [[] for _ in range(workers)]
-
-    def pull(rank: int) -> None:
-        got[rank] += list(shards[rank].iter_batches(batch_size=global_batch // workers))
-
-    threads = [threading.Thread(target=pull, args=(rank,)) for rank in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return got
-
-
-def test_the_stream_is_the_plan_in_order(ray_cluster: str, corpus: Corpus) -> None:
-    expected, got = decoded(corpus, 0, 240), collect(stream(corpus, 12))
-    for name in expected:
-        assert np.array_equal(got[name], expected[name])
-
-
-@pytest.mark.parametrize(("workers", "global_batch"), [(1, 24), (2, 24), (3, 24)])
-def test_global_batches_do_not_depend_on_the_number_of_consumers(
-    ray_cluster: str, corpus: Corpus, workers: int, global_batch: int
+def test_killed_and_resumed_with_two_three_and_one_worker_every_row_comes_once(
+    corpora: dict[str, Corpus], whole: list[Rows], tmp_path: Path
 ) -> None:
-    expected = decoded(corpus, 0, 240)
-    got = steps(corpus, workers, global_batch, 240)
-    assert [len(batches) for batches in got] == [240 // global_batch] * workers
-    for step in range(240 // global_batch):
-        parts = [batches[step] for batches in got]
-        assert [len(part["position"]) for part in parts] == [global_batch // workers] * workers
-        positions = np.concatenate([part["position"] for part in parts])
-        order = np.argsort(positions)
-        assert positions[order].tolist() == list(range(step * global_batch, (step + 1) * global_batch))
-        for name in ("pixels", "tokens", "group"):
-            together = np.concatenate([part[name] for part in parts])[order]
-            assert np.array_equal(together, expected[name][positions[order]])
+    """SIGKILL of a worker at three points; each time another number of workers goes on from the last state."""
+    done: list[Rows] = []
+    state = None
+    for world, die_at in ((2, 5), (3, 9), (1, 14), (2, None)):
+        folder = tmp_path / f"{world}-{die_at}"
+        folder.mkdir()
+        # The state that is kept is older than the kill: those steps are done over.
+        kept = STEPS if die_at is None else die_at - 1
+        done += run(stream(corpora, world, state, **MIXED), folder, len(done), kept, die_at)
+        # Through JSON, as a checkpoint does it.
+        state = json.loads(json.dumps(seen(folder, kept - 1, 0)[2]))
+        assert state["step"] == kept
+    assert done == whole
 
 
-@pytest.mark.parametrize("start", [96, 130])
-def test_a_resumed_stream_is_exactly_the_tail(ray_cluster: str, corpus: Corpus, start: int) -> None:
-    expected, got = decoded(corpus, start, 240), collect(stream(corpus, 12, start=start))
-    assert got["position"].tolist() == list(range(start, 240))
-    for name in expected:
-        assert np.array_equal(got[name], expected[name])
+def children(name: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if name in " ".join(process.info["cmdline"] or []):
+            found.append(process)
+    return found
 
 
-def test_a_run_that_was_at_its_end_has_nothing_left(ray_cluster: str, corpus: Corpus) -> None:
-    assert list(stream(corpus, 12, start=240).iter_rows()) == []
+@pytest.mark.parametrize("victim", ["DecodeServer", "PlanServer"])
+def test_a_killed_decoder_or_planner_costs_time_and_nothing_else(
+    corpora: dict[str, Corpus], whole: list[Rows], victim: str
+) -> None:
+    current = stream(corpora, 1, **MIXED)
+    steps = current.batches(0, STEPS)
+    found = [rows_of(next(steps).arrays) for _ in range(5)]
+    mine = children(f"ray::{victim}")
+    assert mine
+    for process in mine:
+        process.kill()
+    found += [rows_of(batch.arrays) for batch in steps]
+    assert found == whole
 
 
-def test_a_fraction_keeps_the_first_row_groups(ray_cluster: str, corpus: Corpus) -> None:
-    got = collect(stream(corpus, 10, stop=60, fraction=0.5))
-    groups = corpus.row_groups("train")
-    kept = groups[: round(len(groups) * 0.5)]
-    rows = sum(group.rows for group in kept)
-    assert sorted(numbers(got)[:rows]) == list(range(rows))
-
-
-def test_a_corrupt_row_group_stops_the_stream_and_is_named(ray_cluster: str, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", {"train": [40]})
-    dataset = stream(corpus, 10, stop=40)
+def test_bad_rows_leave_holes_and_are_told_of(ray_cluster: str, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", {"train": [100]})
     corrupt(tmp_path / "corpus/split=train/shard-00000.parquet", 3)
-    with pytest.raises(Exception, match=r"shard-00000\.parquet: row group 3 is corrupt"):
-        list(dataset.iter_rows())
+    current = stream({"a": corpus}, 1, exhausted="stop")
+    batches = list(current.batches(0, 99))
+    rows = sorted(row for batch in batches for _, row in rows_of(batch.arrays))
+    assert rows == [*range(15), *range(20, 100)]
+    bad = [row for batch in batches for row in batch.bad]
+    assert len(bad) == 5
+    assert all("shard-00000.parquet row group 3" in row.source for row in bad)
+    assert [batch.last for batch in batches] == [False] * 4 + [True]
+
+
+def test_a_sampler_with_a_table_beside_the_corpus(corpora: dict[str, Corpus], tmp_path: Path) -> None:
+    corpus = corpora["b"]
+    clusters = np.random.default_rng(0).integers(0, 30, 90)
+    uri = write_attributes(str(tmp_path / "clusters.parquet"), corpus, "train", {"cluster": clusters})
+    entry = {"sampler": ClusterStratifiedConfig(clusters=uri)}
+    for batch in stream({"b": corpus}, 1, entry=entry).batches(0, 6):
+        assert len(set(clusters[batch.arrays["row"]])) == len(batch.arrays["row"]) == SIZE
+    with pytest.raises(CorpusError, match="not about split 'train' of this corpus"):
+        Attributes(uri, corpora["a"], "train")
+    with pytest.raises(CorpusError, match="has 3 values for 90 rows"):
+        write_attributes(uri, corpus, "train", {"cluster": clusters[:3]})
+
+
+def test_a_corpus_that_is_not_there_is_named() -> None:
+    with pytest.raises(CorpusError, match="no corpus here"):
+        open_members({"a": CorpusEntry(uri="/nowhere")})
+    with pytest.raises(CorpusError, match="no uri") as caught:
+        open_members({"a": CorpusEntry()})
+    assert caught.value.where == "train.corpora.a.uri"
+
+
+STREAM_ALL = """
+import json, os, sys
+import psutil, ray
+from rayemb.cluster import ClusterConfig, connect
+from rayemb.data import StreamSettings, open_members, open_stream
+from rayemb.data.augment import AugmentConfig
+from rayemb.data.decode import DecodeSettings
+from rayemb.data.mix import CorpusEntry, MixConfig
+from rayemb.data.stream import LoaderConfig
+from rayemb.models import TextTokenizer, TokenizerConfig
+from ray._private.internal_api import memory_summary
+
+def resident():
+    found = [p for p in psutil.process_iter(["cmdline"]) if "ray::DecodeServer" in " ".join(p.info["cmdline"] or [])]
+    # Without what is shared: the object store is mapped into every process.
+    return max(p.memory_full_info().uss for p in found if p.environ()["RAY_ADDRESS"] == os.environ["RAY_ADDRESS"])
+
+with connect(ClusterConfig(num_cpus=4, object_store_mb=80)):
+    entries = {"a": CorpusEntry(uri=sys.argv[1])}
+    tokenizer = TextTokenizer.train(["text"], TokenizerConfig(vocab_size=600))
+    settings = StreamSettings(entries, MixConfig(exhausted="stop"), 64, 0)
+    decode = DecodeSettings(tokenizer, 224, 0, AugmentConfig(), cache_bytes=1 << 20)
+    stream = open_stream(settings, open_members(entries), decode, LoaderConfig(prefetch=3), world=1)
+    rows, size, sizes = [], 0, []
+    for batch in stream.batches(0, 10_000):
+        rows += batch.arrays["row"].tolist()
+        size += sum(array.nbytes for array in batch.arrays.values())
+        sizes.append(resident())
+    spilled = "Spilled" in memory_summary(stats_only=True)
+    found = {"rows": sorted(rows), "bytes": size, "sizes": sizes, "spilled": spilled}
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_ten_times_the_object_store_streams_through_a_bounded_memory(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", {"train": [1000] * 6}, group_rows=100)
+    # A process of its own: this one is connected to the cluster of the other tests.
+    command = [sys.executable, "-c", STREAM_ALL, corpus.uri]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    assert found["rows"] == list(range(6000))
+    assert found["bytes"] > 10 * (80 << 20)
+    assert not found["spilled"]
+    print(found["sizes"])
+    assert max(found["sizes"]) < max(found["sizes"][:10]) + (40 << 20)

@@ -113,7 +113,7 @@ def test_a_step_that_is_refused_is_not_remembered() -> None:
     ("batch", "message"),
     [
         (Batch(vectors(3)), "CrossBatchMemory needs documents"),
-        (Batch(vectors(3), vectors(3), keys=torch.zeros(3, 2, dtype=torch.int64)), "one key per document, keys has 2"),
+        (Batch(vectors(3), vectors(3), keys=torch.zeros(3, 5, dtype=torch.int64)), "4 keys of a document, keys has 5"),
     ],
 )
 def test_a_batch_it_cannot_use(batch: Batch, message: str) -> None:

@@ -38,7 +38,7 @@ def batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (ROWS, 3, 16, 16), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(1, VOCAB, (ROWS, 6), generator=generator)
-    return {"pixels": pixels, "tokens": tokens, "group": torch.tensor([0, 1, 2, 3, 0, 4, 5, 1])}
+    return {"pixels": pixels, "tokens": tokens, "keys": torch.tensor([0, 1, 2, 3, 0, 4, 5, 1])}
 
 
 def on_rank(rank: int, world: int) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor] | None]]:
@@ -51,7 +51,7 @@ def on_rank(rank: int, world: int) -> dict[int, tuple[dict[str, Tensor], dict[st
         config = CONFIG.model_copy(update={"zero_stage": stage})
         module, mine = objective(), {name: part[share] for name, part in batch().items()}
         engine = create_engine(module, config)
-        engine.backward(module.share(engine(mine), mine["group"], exchange_named("gather")))
+        engine.backward(module.share(engine(mine), mine, exchange_named("gather")))
         grads = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}
         found[stage] = grads, full_state(engine, engine.module.network, stage)
     return found
@@ -60,7 +60,7 @@ def on_rank(rank: int, world: int) -> dict[int, tuple[dict[str, Tensor], dict[st
 @pytest.mark.slow
 def test_every_zero_stage_has_the_gradient_of_one_process() -> None:
     whole = objective()
-    whole.share(whole(batch()), batch()["group"], Alone()).backward()
+    whole.share(whole(batch()), batch(), Alone()).backward()
     expected = {name: p.grad for name, p in whole.named_parameters()}
     for rank, stages in enumerate(run_processes(2, on_rank)):
         for stage, (grads, state) in stages.items():

@@ -20,7 +20,7 @@ def batch() -> dict[str, torch.Tensor]:
     tokens = torch.randint(1, 50, (8, 12), generator=generator)
     tokens[torch.arange(12)[None] >= LENGTHS[:, None]] = 0
     pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    return {"pixels": pixels, "tokens": tokens, "group": torch.arange(8)}
+    return {"pixels": pixels, "tokens": tokens, "keys": torch.arange(8)}
 
 
 def objective() -> Objective:
@@ -32,11 +32,11 @@ def test_each_micro_batch_is_as_wide_as_its_longest_text() -> None:
     parts, whole = micro_batches(batch(), rows=None, tokens=20)
     assert all(part["tokens"].numel() <= 20 for part in parts)
     assert [part["tokens"].shape[1] for part in parts] == [int((part["tokens"] != 0).sum(1).max()) for part in parts]
-    assert torch.equal(torch.cat([part["group"] for part in parts]), whole["group"])
-    assert sorted(whole["group"].tolist()) == list(range(8))
+    assert torch.equal(torch.cat([part["keys"] for part in parts]), whole["keys"])
+    assert sorted(whole["keys"].tolist()) == list(range(8))
     for part in parts:
-        for ids, group in zip(part["tokens"], part["group"], strict=True):
-            assert torch.equal(ids[ids != 0], batch()["tokens"][group][: LENGTHS[group]])
+        for ids, key in zip(part["tokens"], part["keys"], strict=True):
+            assert torch.equal(ids[ids != 0], batch()["tokens"][key][: LENGTHS[key]])
 
 
 def test_no_text_at_all_keeps_one_column() -> None:
@@ -52,7 +52,7 @@ def test_micro_batches_of_real_towers_have_the_gradient_of_the_whole_batch() -> 
         value = gradient_cache(
             module,
             parts,
-            lambda encoded, module=module, whole=whole: module.share(encoded, whole["group"], Alone()),
+            lambda encoded, module=module, whole=whole: module.share(encoded, whole, Alone()),
             lambda scalar, last: scalar.backward(),
         )
         gradients.append((value, {name: p.grad for name, p in module.named_parameters()}))

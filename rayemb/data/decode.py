@@ -1,0 +1,303 @@
+"""From rows of a plan to the arrays that a model is fed: read, decode, augment, tokenise."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayemb.data.attributes import Attributes
+from rayemb.data.augment import DRAWS, AugmentConfig, augmented, draws
+from rayemb.data.corpus import KEYS, CorpusError, Kind, RowGroup, open_shard, read_row_group
+from rayemb.data.keys import keys_of, text_keys
+from rayemb.data.mix import CorpusEntry
+from rayemb.models import ImageError, ImageLimits, TextTokenizer, decode_image, image_tensor
+from rayemb.parallel import NO_KEY
+
+COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "image_text": ("id", "image", "text", "texts", "negatives", *KEYS),
+    "text_pair": ("id", "query", "text", "texts", "negatives", *KEYS),
+    "text": ("id", "text", "texts", "negatives", *KEYS),
+}
+
+OPEN_FILES = 64
+
+
+class BadRow(NamedTuple):
+    """A row that could not be used: where it is and why."""
+
+    source: str
+    id: str
+    reason: str
+    what: str
+
+
+class Piece(NamedTuple):
+    """Rows of a global batch that one decoder turns into arrays: ordinals `(n,)` of each corpus, in its order."""
+
+    step: int
+    parts: tuple[tuple[int, NDArray[np.int64]], ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A corpus of the mixture, opened: what a decoder must know of it. `groups` lie in order of `first`."""
+
+    entry: CorpusEntry
+    kind: Kind
+    groups: Sequence[RowGroup]
+    limits: ImageLimits
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """What a row is turned into. `cache_bytes`: encoded row groups that are kept for the next batch."""
+
+    tokenizer: TextTokenizer
+    image_size: int
+    seed: int
+    augment: AugmentConfig
+    cache_bytes: int = 256 << 20
+    classes: NDArray[np.int64] | None = None  # sorted concept keys: a row's label is its concept's place
+
+
+class Decoder:
+    """Turns pieces into arrays; the same piece gives the same arrays in every process.
+
+    Holds at most `cache_bytes` of encoded row groups, so that a group whose rows go to several batches of its
+    window is read once. A row that cannot be decoded, or a row group that cannot be read, is left out and told of;
+    a storage that does not answer is an error.
+    """
+
+    def __init__(self, members: Sequence[Member], settings: DecodeSettings) -> None:
+        self.members, self.settings = members, settings
+        self._starts = [np.array([group.first for group in member.groups], dtype=np.int64) for member in members]
+        self._cache = GroupCache(settings.cache_bytes)
+
+    def __call__(self, piece: Piece) -> tuple[dict[str, NDArray[Any]], list[BadRow]]:
+        """The arrays of a piece of n rows, B of them good, and the others.
+
+        `tokens` (B, L) int64 of the texts; `pixels` (B, 3, S, S) uint8, or `query_tokens` (B, M) int64; `keys` (B, 3)
+        int64 of query, text and concept; `task` (B,) int64, the corpus; `row` (B,) int64, the ordinal;
+        `labels` (B,) int64 where there are classes; where hard negatives are asked for, `negative_tokens` (N, L) in
+        the order of the rows, `negative_counts` (B,) of each row, and `negative_keys` (N, 3).
+        """
+        bad: list[BadRow] = []
+        parts = [self._part(piece.step, corpus, ordinals, bad) for corpus, ordinals in piece.parts]
+        return merged(parts) if parts else {}, bad
+
+    def _part(self, step: int, corpus: int, ordinals: NDArray[np.int64], bad: list[BadRow]) -> dict[str, NDArray[Any]]:
+        member, settings = self.members[corpus], self.settings
+        rows, found = self._rows(corpus, ordinals, bad)
+        # By step, not by epoch: a row comes once an epoch, and a step is what every process knows.
+        u = draws([settings.seed, step, corpus], found, DRAWS + 2 + member.entry.hard_negatives)
+        pixels: list[NDArray[np.uint8]] = []
+        if member.kind == "image_text":
+            rows, u, found, pixels = self._pixels(member, rows, u, found, bad)
+        entry, tokenizer = member.entry, settings.tokenizer
+        texts = [_caption(row, x, entry.main_caption) for row, x in zip(rows, u[:, 0], strict=True)]
+        # The caption that was drawn, not the main one, is what may equal another row's.
+        keys = [[row["query_key"] for row in rows], text_keys(texts), [row["concept_key"] for row in rows]]
+        out: dict[str, NDArray[Any]] = {
+            "tokens": tokenizer([entry.text_prefix + text for text in texts]),
+            "keys": np.array(keys, dtype=np.int64).T.copy(),
+            "task": np.full(len(rows), corpus, dtype=np.int64),
+            "row": found,
+        }
+        if member.kind == "image_text":
+            size = settings.image_size
+            out["pixels"] = np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8)
+        elif member.kind == "text_pair":
+            out["query_tokens"] = tokenizer([entry.query_prefix + row["query"] for row in rows])
+        else:
+            out["query_tokens"] = tokenizer([entry.query_prefix + row["text"] for row in rows])
+        if settings.classes is not None:
+            concepts = out["keys"][:, KEYS.index("concept_key")]
+            out["labels"] = np.searchsorted(settings.classes, concepts).astype(np.int64)
+        if entry.hard_negatives:
+            out |= self._negatives(entry, rows, u[:, DRAWS + 2 :])
+        return out
+
+    def _rows(
+        self, corpus: int, ordinals: NDArray[np.int64], bad: list[BadRow]
+    ) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
+        """The readable rows of one corpus as dictionaries, with their ordinals."""
+        member, starts = self.members[corpus], self._starts[corpus]
+        at = np.searchsorted(starts, ordinals, side="right") - 1
+        rows: list[dict[str, Any]] = []
+        kept: list[NDArray[np.int64]] = []
+        # A run of ordinals of one group at a time: the plan has them sorted.
+        for run in np.split(np.arange(len(at)), np.flatnonzero(np.diff(at)) + 1) if len(at) else []:
+            group = member.groups[at[run[0]]]
+            local = ordinals[run] - group.first
+            try:
+                table = self._cache.table(group, COLUMNS[member.kind])
+            except CorpusError as error:
+                place = [f"{group.file} row group {group.index} row {n}" for n in local]
+                bad += [BadRow(where, "", "corrupt_file", error.what) for where in place]
+                continue
+            rows += table.take(pa.array(local)).to_pylist()
+            kept.append(ordinals[run])
+        return rows, np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
+
+    def _pixels(
+        self,
+        member: Member,
+        rows: list[dict[str, Any]],
+        u: NDArray[np.float64],
+        ordinals: NDArray[np.int64],
+        bad: list[BadRow],
+    ) -> tuple[list[dict[str, Any]], NDArray[np.float64], NDArray[np.int64], list[NDArray[np.uint8]]]:
+        """The rows whose images decode, and those."""
+        settings, good, pixels = self.settings, [], []
+        for number, row in enumerate(rows):
+            try:
+                image = decode_image(row["image"] or b"", member.limits)
+                if settings.augment.active:
+                    image = augmented(image, settings.augment, settings.image_size, u[number, 2 : 2 + DRAWS])
+                pixels.append(image_tensor(image, settings.image_size))
+                good.append(number)
+            except ImageError as error:
+                bad.append(BadRow(self._place(member, int(ordinals[number])), row["id"], error.reason, error.what))
+        if len(good) == len(rows):
+            return rows, u, ordinals, pixels
+        return [rows[i] for i in good], u[good], ordinals[good], pixels
+
+    @staticmethod
+    def _place(member: Member, ordinal: int) -> str:
+        group = next(g for g in member.groups if g.first <= ordinal < g.first + g.rows)
+        return f"{group.file} row group {group.index} row {ordinal - group.first}"
+
+    def _negatives(
+        self, entry: CorpusEntry, rows: list[dict[str, Any]], u: NDArray[np.float64]
+    ) -> dict[str, NDArray[Any]]:
+        """So many of each row's hard negatives, without repeats, and how many of each."""
+        texts: list[str] = []
+        counts: list[int] = []
+        for row, draw in zip(rows, u, strict=True):
+            there = list(row["negatives"] or [])
+            counts.append(min(len(there), len(draw)))
+            texts += [there.pop(int(x * len(there))) for x in draw[: counts[-1]]]
+        keys = np.full((len(texts), len(KEYS)), NO_KEY, dtype=np.int64)
+        keys[:, KEYS.index("text_key")] = text_keys(texts)
+        return {
+            "negative_tokens": self.settings.tokenizer([entry.text_prefix + text for text in texts]),
+            "negative_counts": np.array(counts, dtype=np.int64),
+            "negative_keys": keys,
+        }
+
+
+class GroupCache:
+    """Row groups as Arrow tables, the least recently used given up beyond `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes, self.reads = limit, 0, 0
+        self._tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()  # each with its footer parsed
+
+    def table(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
+        """The columns of a row group. Raises CorpusError if it is corrupt, StorageError if it cannot be had."""
+        key = (group.file, group.index)
+        if key in self._tables:
+            self._tables.move_to_end(key)
+            return self._tables[key]
+        if group.file not in self._files:
+            self._files[group.file] = open_shard(group.file)
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)
+        self._files.move_to_end(group.file)
+        table = read_row_group(group, columns, self._files[group.file])
+        self.reads += 1
+        self._tables[key] = table
+        self.bytes += table.nbytes
+        while self.bytes > self.limit and len(self._tables) > 1:
+            _, old = self._tables.popitem(last=False)
+            self.bytes -= old.nbytes
+        return table
+
+
+class ColumnReader:
+    """Columns of row groups for planning: keys, lengths and attributes, 8 bytes a row, the last ones kept.
+
+    Complexity: one read of small columns per row group, window and column; `most` row groups are held.
+    """
+
+    def __init__(self, kind: Kind, attributes: Attributes | None = None, most: int = 8192) -> None:
+        self._kind, self._attributes, self._most = kind, attributes, most
+        self._kept: OrderedDict[tuple[str, int, str], NDArray[Any]] = OrderedDict()
+
+    def __call__(self, groups: Sequence[RowGroup], column: str) -> NDArray[Any]:
+        """The column's values over these groups, one after the other; those of a corrupt group are `-1`."""
+        return np.concatenate([self._values(group, column) for group in groups])
+
+    def _values(self, group: RowGroup, column: str) -> NDArray[Any]:
+        key = (group.file, group.index, column)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        if self._attributes is not None and column in self._attributes.columns:
+            values = self._attributes.read(group, column)
+        else:
+            try:
+                values = _READERS[column](group, self._kind)
+            except CorpusError:
+                # Its rows are told of where they are decoded; here they only must not be taken for one another.
+                values = -1 - np.arange(group.first, group.first + group.rows, dtype=np.int64)
+        self._kept[key] = values
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return values
+
+
+def _key(column: str) -> Callable[[RowGroup, Kind], NDArray[np.int64]]:
+    def read(group: RowGroup, kind: Kind) -> NDArray[np.int64]:
+        values: NDArray[np.int64] = read_row_group(group, [column]).column(0).to_numpy()
+        return values
+
+    return read
+
+
+def _ids(group: RowGroup, kind: Kind) -> NDArray[np.int64]:
+    return keys_of(read_row_group(group, ["id"]).column(0).to_pylist())
+
+
+def _lengths(group: RowGroup, kind: Kind) -> NDArray[np.int64]:
+    names = ["query", "text"] if kind == "text_pair" else ["text"]
+    table = read_row_group(group, names)
+    texts = (table.column(name).to_pylist() for name in names)
+    return np.array([max(map(len, row)) for row in zip(*texts, strict=True)], dtype=np.int64)
+
+
+_READERS: Mapping[str, Callable[[RowGroup, Kind], NDArray[np.int64]]] = {
+    "query": _key("query_key"),
+    "text": _key("text_key"),
+    "concept": _key("concept_key"),
+    "id": _ids,
+    "length": _lengths,
+}
+CORPUS_COLUMNS = tuple(_READERS)
+
+
+def merged(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Arrays of several pieces as one, token ids padded to the widest."""
+    if len(parts) == 1:
+        return parts[0]
+    out = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        arrays = [part[name] for part in parts if name in part]
+        if name.endswith("tokens"):
+            width = max(array.shape[1] for array in arrays)
+            arrays = [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
+        out[name] = np.concatenate(arrays)
+    return out
+
+
+def _caption(row: dict[str, Any], draw: float, main: float) -> str:
+    """The main caption for a `draw` in [0, main), else one of all captions, each equally likely."""
+    if draw < main or not row["texts"]:
+        return str(row["text"])
+    return str(row["texts"][int((draw - main) / (1 - main) * len(row["texts"]))])
