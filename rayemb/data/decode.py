@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -25,6 +24,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 }
 
 OPEN_FILES = 64
+ROW_BYTES = 1500  # of a row's objects, beyond their content
 
 
 class BadRow(NamedTuple):
@@ -135,12 +135,12 @@ class Decoder:
             group = member.groups[at[run[0]]]
             local = ordinals[run] - group.first
             try:
-                table = self._cache.table(group, COLUMNS[member.kind])
+                there = self._cache.rows(group, COLUMNS[member.kind])
             except CorpusError as error:
                 place = [f"{group.file} row group {group.index} row {n}" for n in local]
                 bad += [BadRow(where, "", "corrupt_file", error.what) for where in place]
                 continue
-            rows += table.take(pa.array(local)).to_pylist()
+            rows += [there[n] for n in local]
             kept.append(ordinals[run])
         return rows, np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
 
@@ -192,19 +192,23 @@ class Decoder:
 
 
 class GroupCache:
-    """Row groups as Arrow tables, the least recently used given up beyond `limit` bytes."""
+    """Row groups as rows, the least recently used given up beyond `limit` bytes.
+
+    Rows and not Arrow tables: a batch takes one or two rows of each of hundreds of groups, and so small a `take` costs
+    more than the image.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes, self.reads = limit, 0, 0
-        self._tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, int], tuple[list[dict[str, Any]], int]] = OrderedDict()
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()  # each with its footer parsed
 
-    def table(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
-        """The columns of a row group. Raises CorpusError if it is corrupt, StorageError if it cannot be had."""
+    def rows(self, group: RowGroup, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The rows of a row group. Raises CorpusError if it is corrupt, StorageError if it cannot be had."""
         key = (group.file, group.index)
-        if key in self._tables:
-            self._tables.move_to_end(key)
-            return self._tables[key]
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key][0]
         if group.file not in self._files:
             self._files[group.file] = open_shard(group.file)
             if len(self._files) > OPEN_FILES:
@@ -212,12 +216,13 @@ class GroupCache:
         self._files.move_to_end(group.file)
         table = read_row_group(group, columns, self._files[group.file])
         self.reads += 1
-        self._tables[key] = table
-        self.bytes += table.nbytes
-        while self.bytes > self.limit and len(self._tables) > 1:
-            _, old = self._tables.popitem(last=False)
-            self.bytes -= old.nbytes
-        return table
+        size = table.nbytes + ROW_BYTES * len(table)
+        self._groups[key] = table.to_pylist(), size
+        self.bytes += size
+        while self.bytes > self.limit and len(self._groups) > 1:
+            _, (_, old) = self._groups.popitem(last=False)
+            self.bytes -= old
+        return self._groups[key][0]
 
 
 class ColumnReader:

@@ -177,7 +177,7 @@ def test_row_groups_are_read_once_while_they_fit(images: Corpus) -> None:
             decode(decoding, range(step, ROWS, 4), step)
     assert large._cache.reads == len(images.row_groups("train"))
     assert small._cache.reads > 3 * len(images.row_groups("train"))  # the last group of a step may be the next's first
-    assert len(small._cache._tables) == 1
+    assert len(small._cache._groups) == 1
 
 
 def test_columns_for_planning(pairs: Corpus) -> None:
