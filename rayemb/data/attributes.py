@@ -1,6 +1,8 @@
 """Columns beside a corpus: one value per row, in the corpus's order, such as a cluster or a list of neighbours."""
 
-from collections.abc import Sequence
+import itertools
+import uuid
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayemb import storage
-from rayemb.data.corpus import Corpus, CorpusError, RowGroup
+from rayemb.data.corpus import Corpus, CorpusError, RowGroup, read_row_group
 
 DIGEST_KEY = b"rayemb.corpus"
 ROWS_PER_GROUP = 1 << 16
@@ -30,7 +32,7 @@ class Attributes:
             raise CorpusError(
                 f"the attribute table is not about split {split!r} of this corpus",
                 where=self.uri,
-                fix="make it again with `rayemb data cluster` or `rayemb data neighbours`",
+                fix="make it again with `rayemb index clusters` or `rayemb index neighbours`",
             )
         self.columns = tuple(self._file.schema_arrow.names)
         rows = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
@@ -61,25 +63,50 @@ class Attributes:
 
 
 def write_attributes(
-    uri: str, corpus: Corpus, split: str, columns: dict[str, NDArray[np.generic]], *, of: Sequence[str] | None = None
+    uri: str, corpus: Corpus, split: str, chunks: Iterable[tuple[Sequence[str] | None, dict[str, NDArray[np.generic]]]]
 ) -> str:
-    """Writes columns `(N,)` or `(N, k)` about the N rows of a split; gives the URI.
+    """Writes columns `(n,)` or `(n, k)` chunk by chunk, about the rows of a split in their order; gives the URI.
 
-    `of`: the ids that the values are for, in their order, checked against the corpus's. Raises CorpusError if
-    they differ in number or order.
+    A chunk comes with the ids that its values are for, checked against the corpus's, or with None. One chunk is held
+    at a time. Raises CorpusError, and leaves nothing behind, if ids or numbers differ.
     """
-    rows = corpus.rows(split)
-    if of is not None and list(of) != corpus.column(split, "id"):
-        raise CorpusError(f"the values are not for the rows of split {split!r}, in their order", where=corpus.uri)
-    arrays = {}
-    for name, values in columns.items():
-        if len(values) != rows:
-            raise CorpusError(f"{name} has {len(values)} values for {rows} rows", where=corpus.uri)
-        flat = pa.array(np.ascontiguousarray(values).ravel())
-        arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim == 2 else flat
-    table = pa.table(arrays).replace_schema_metadata({DIGEST_KEY: f"{corpus.digest}/{split}".encode()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, compression="zstd", write_page_checksum=True)
     uri = storage.normalise(uri)
-    storage.write_bytes(uri, bytes(sink.getvalue()))
+    fs, path = storage.filesystem(uri)
+    # An S3 object appears when it is complete; a local file gets its name then.
+    target = path if uri.startswith("s3://") else f"{path}.{uuid.uuid4().hex}.tmp"
+    groups = corpus.row_groups(split)
+    ids = (value for group in groups for value in read_row_group(group, ["id"]).column(0).to_pylist())
+    rows, writer = 0, None
+    try:
+        for expected, columns in chunks:
+            arrays = {name: _array(values) for name, values in columns.items()}
+            table = pa.table(arrays).replace_schema_metadata({DIGEST_KEY: f"{corpus.digest}/{split}".encode()})
+            if expected is not None and list(itertools.islice(ids, len(table))) != list(expected):
+                raise CorpusError(
+                    f"the values are not for the rows of split {split!r}, in their order", where=corpus.uri
+                )
+            if writer is None:
+                if target != path:
+                    fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+                writer = pq.ParquetWriter(
+                    target, table.schema, filesystem=fs, compression="zstd", write_page_checksum=True
+                )
+            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            rows += len(table)
+        if rows != corpus.rows(split):
+            raise CorpusError(f"there are {rows} values for {corpus.rows(split)} rows", where=corpus.uri)
+    except BaseException:
+        if writer is not None:
+            writer.close()
+            fs.delete_file(target)
+        raise
+    if writer is not None:
+        writer.close()
+        if target != path:
+            fs.move(target, path)
     return uri
+
+
+def _array(values: NDArray[np.generic]) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim == 2 else flat

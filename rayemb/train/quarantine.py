@@ -44,14 +44,27 @@ class Quarantine:
             dist.all_reduce(count)
         total = int(count)
         if self._seen >= ENOUGH and total > self.most * self._seen:
+            reasons, first = self._everywhere()
             self.write(None)
-            first = f"; one of this worker's: {self._rows[0].source}: {self._rows[0].what}" if self._rows else ""
             raise BadRowsError(
-                f"{total} of {self._seen} rows could not be used (here: {dict(self.reasons)}{first})",
+                f"{total} of {self._seen} rows could not be used ({reasons}; {first})",
                 where="train.max_bad_fraction",
                 fix=f"see {self.uri}, mend the corpus, or allow more",
             )
         return total
+
+    def _everywhere(self) -> tuple[str, str]:
+        """All workers' reasons with their counts, and one of the rows."""
+        mine = (self.reasons, [f"{row.source}: {row.what}" for row in self._rows[:1]])
+        found: list[tuple[Counter[str], list[str]] | None] = [mine]
+        if dist.is_initialized():
+            found = [None] * dist.get_world_size()
+            dist.all_gather_object(found, mine)
+        parts = [part for part in found if part is not None]
+        reasons = sum((reasons for reasons, _ in parts), Counter[str]())
+        return ", ".join(f"{reason} {count}" for reason, count in reasons.items()), next(
+            (row for _, rows in parts for row in rows), "none since the last checkpoint"
+        )
 
     def write(self, step: int | None) -> None:
         """Sets this worker's rows since the last call aside.

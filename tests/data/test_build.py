@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,8 +20,10 @@ from PIL import Image
 from rayemb.config import from_mapping
 from rayemb.data import Corpus, CorpusConfig, CorpusError, build_corpus
 from rayemb.data.build import _SPLIT, _clear
+from rayemb.data.keys import text_keys
 from rayemb.data.sources import SourceError
-from tests.data.corpora import png
+from tests.data.corpora import corrupt, png
+from tests.data.formats import write
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -244,18 +247,125 @@ def test_a_source_without_a_usable_row_is_an_error(tmp_path: Path) -> None:
         build_corpus(config_for(tmp_path / "bad", max_bad_fraction=1.0), str(tmp_path / "corpus"))
 
 
-def test_a_source_that_rots_while_it_is_read_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "rotten"
-    folder.mkdir()
-    table = pa.table({"id": ["a"], "image": [png(1)], "text": ["t"]})
-    pq.write_table(table, folder / "a.parquet", write_page_checksum=True, compression="none")
-    data = (folder / "a.parquet").read_bytes()
-    at = data.index(png(1)) + 20
-    (folder / "a.parquet").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-    config = from_mapping(CorpusConfig, {"source": {"name": "parquet", "uri": str(folder)}})
-    with pytest.raises(Exception, match=r"row group 0 is corrupt"):
-        build_corpus(config, str(tmp_path / "corpus"))
-    assert not (tmp_path / "corpus/_corpus.json").exists()
+def quarantine(place: Path | str) -> list[dict[str, Any]]:
+    files = sorted((Path(place) / "_quarantine").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def ordered(corpus: Corpus) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each split in the order of the manifest, without what depends on the source's place."""
+    return {
+        name: [
+            row
+            for entry in split["files"]
+            for row in pq.ParquetFile(Path(corpus.uri) / entry["file"]).read().to_pylist()
+        ]
+        for name, split in corpus.manifest["splits"].items()
+    }
+
+
+def test_damaged_files_are_set_aside_and_counted_like_rows(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    write_source(folder, source_rows()[:26], files=2, group_rows=13)  # 26 good rows
+    whole = (folder / "1.parquet").read_bytes()
+    (folder / "2.parquet").write_bytes(whole[: len(whole) // 2])
+    (folder / "3.parquet").write_bytes(b"")
+    table = pa.table({"id": [f"x-{n}" for n in range(4)], "image": [png(n) for n in range(4)], "text": ["t"] * 4})
+    table = table.append_column("kind", pa.nulls(4, pa.string())).append_column("split", pa.nulls(4, pa.string()))
+    pq.write_table(table, folder / "4.parquet", write_page_checksum=True, compression="none")
+    corrupt(folder / "4.parquet", 0)
+    corpus = build_corpus(config_for(folder), str(tmp_path / "corpus"))
+    assert corpus.manifest["rows"] == 26
+    assert corpus.manifest["quarantine"] == {"rows": 6, "reasons": {"corrupt_file": 6}}
+    found = {row["source"]: row["rows"] for row in quarantine(corpus.uri)}
+    assert found == {f"{folder}/2.parquet": 1, f"{folder}/3.parquet": 1, f"{folder}/4.parquet part 0": 4}
+    with pytest.raises(CorpusError, match=r"6 of 32 rows are bad \(corrupt_file 6\)") as caught:
+        build_corpus(config_for(folder, max_bad_fraction=0.15), str(tmp_path / "strict"))
+    assert f"{tmp_path}/strict/_quarantine" in caught.value.fix
+
+
+def test_shards_are_cut_and_hold_the_same_rows(built: Corpus, source: Path, tmp_path: Path) -> None:
+    size = len(png(1)) + 120  # of a row, about
+    by_rows = build_corpus(config_for(source, shard_rows=3), str(tmp_path / "rows"))
+    by_size = build_corpus(config_for(source, shard_mb=3.5 * size / 2**20), str(tmp_path / "size"))
+    for corpus in (by_rows, by_size):
+        assert ordered(corpus) == ordered(built)
+        assert corpus.manifest["quarantine"] == built.manifest["quarantine"]
+        corpus.verify()
+        entries = [entry for split in corpus.manifest["splits"].values() for entry in split["files"]]
+        assert max(entry["rows"] for entry in entries) <= 4
+    rows = [entry["rows"] for entry in by_rows.manifest["splits"]["train"]["files"]]
+    assert max(rows) == 3
+    assert rows.count(3) > 1
+    assert len(quarantine(by_rows.uri)) == len(BAD)
+    assert len(list((tmp_path / "rows/_quarantine").iterdir())) > len(list(Path(built.uri, "_quarantine").iterdir()))
+
+
+def test_the_corpus_does_not_depend_on_the_number_of_workers(built: Corpus, source: Path, tmp_path: Path) -> None:
+    options = ray.data.DataContext.get_current().execution_options
+    before = options.resource_limits
+    options.resource_limits = options.resource_limits.copy(cpu=1)
+    try:
+        alone = build_corpus(config_for(source), str(tmp_path / "alone"))
+    finally:
+        options.resource_limits = before
+    assert alone.digest == built.digest
+    assert alone.manifest["splits"] == built.manifest["splits"]
+
+
+@pytest.fixture(scope="module")
+def of_each_format(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
+    made = {}
+    for form in ("parquet", "jsonl .gz", "csv", "webdataset .zst", "lance", "datasets"):
+        folder = tmp_path_factory.mktemp("format")
+        config = json.loads(json.dumps(write(form, folder)).replace("{root}", str(folder)))
+        settings = from_mapping(CorpusConfig, {"source": config, "test_fraction": 0.0, "val_fraction": 0.0})
+        made[form] = build_corpus(settings, str(folder / "corpus"))
+    return made
+
+
+def test_every_format_gives_the_same_corpus(of_each_format: dict[str, Corpus]) -> None:
+    first = ordered(of_each_format["parquet"])
+    assert [len(rows) for rows in first.values()] == [7, 3]
+    for form, corpus in of_each_format.items():
+        assert ordered(corpus) == first, form
+    # Of those that are read in the same two pieces even the bytes are the same.
+    assert len({of_each_format[form].digest for form in ("jsonl .gz", "csv", "webdataset .zst")}) == 1
+
+
+def test_pairs_of_texts(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"id": n, "ask": f" question {n}?", "text": f"answer {n}", "wrong": [f"no {n}", " "], "fit": n / 10}
+        for n in range(20)
+    ]
+    bad = [
+        ("empty_query", {"ask": " "}),
+        ("empty_query", {"ask": None}),
+        ("long_text", {"ask": "x" * 101}),
+        ("long_text", {"wrong": ["x" * 101]}),
+        ("nul_character", {"ask": "a\0b"}),
+        ("nul_character", {"id": "a\0b"}),
+        ("bad_utf8", {"text": "\ud800"}),
+        ("bad_utf8", {"wrong": ["\udfff"]}),
+        ("bad_type", {"fit": "very"}),
+        ("bad_type", {"ask": 5}),
+    ]
+    lines += [{**lines[0], "id": f"bad {n}", **change} for n, (_, change) in enumerate(bad)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    columns = {"image": None, "query": "ask", "negatives": "wrong", "score": "fit"}
+    source = {"name": "jsonl", "uri": str(tmp_path / "a.jsonl"), "columns": columns}
+    config = from_mapping(CorpusConfig, {"source": source, **CONFIG, "test_fraction": 0, "val_fraction": 0})
+    corpus = build_corpus(config, str(tmp_path / "corpus"))
+    assert corpus.kind == "text_pair"
+    assert corpus.manifest["quarantine"]["reasons"] == dict(Counter(reason for reason, _ in bad))
+    assert len(quarantine(corpus.uri)) == len(bad)
+    rows = shard_rows(corpus)
+    for n in range(20):
+        row = rows[str(n)]
+        assert (row["query"], row["text"], row["negatives"]) == (f"question {n}?", f"answer {n}", [f"no {n}"])
+        assert row["image"] is None
+        assert row["score"] == pytest.approx(n / 10)
+        assert row["query_key"] == int(text_keys([f"question {n}?"])[0])
 
 
 def test_a_folder_with_captions(tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from PIL import Image
 
 from rayemb.config import ConfigError, from_mapping
 from rayemb.data import CorpusConfig
-from rayemb.data.sources import DemoSource, FolderSource, ParquetSource, RawRow, SourceError
+from rayemb.data.sources import Columns, DemoSource, FolderSource, ParquetSource, RawRow, SourceError
 from rayemb.data.sources.base import split_by_concept, uniform
-from rayemb.data.sources.table import Columns
 from tests.data.corpora import png
 
 # -- splits ----------------------------------------------------------------------------------------------------
@@ -45,7 +44,9 @@ def test_splits_have_the_sizes_they_were_asked_for_and_depend_on_the_seed() -> N
 
 def test_the_source_is_chosen_by_name() -> None:
     assert isinstance(from_mapping(CorpusConfig, {"source": {"name": "folder", "uri": "x"}}).source, FolderSource)
-    with pytest.raises(ConfigError, match="'demo', 'folder', 'parquet'"):
+    with pytest.raises(
+        ConfigError, match="'demo', 'folder', 'parquet', 'webdataset', 'jsonl', 'csv', 'lance', 'datasets'"
+    ):
         from_mapping(CorpusConfig, {"source": {"name": "laion"}})
     with pytest.raises(ConfigError, match="must be below 1"):
         from_mapping(CorpusConfig, {"test_fraction": 0.6, "val_fraction": 0.5})
@@ -312,8 +313,8 @@ def test_a_missing_column_names_the_key_and_lists_what_there_is(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("key", "values", "wanted"),
     [
-        ("image", ["a.png", "b.png", "c.png"], "binary"),
-        ("image", [{"path": "x"}] * 3, "binary"),
+        ("image", [1, 2, 3], "binary, a struct with `bytes`, or text"),
+        ("image", [{"x": "x"}] * 3, "binary, a struct with `bytes`, or text"),
         ("text", [1, 2, 3], "text"),
         ("text", [["a"], ["b"], ["c"]], "text"),
         ("id", [0.5, 1.5, 2.5], "text or integer"),
@@ -333,27 +334,7 @@ def test_every_file_is_checked_before_work_starts(tmp_path: Path) -> None:
         ParquetSource(uri=str(tmp_path)).units(0)
 
 
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
-    pq.write_table(table(), tmp_path / "a.parquet")
-    data = (tmp_path / "a.parquet").read_bytes()
-    (tmp_path / "a.parquet").write_bytes(data[: len(data) // 2])
-    with pytest.raises(SourceError, match="not a readable Parquet file") as caught:
-        ParquetSource(uri=str(tmp_path)).units(0)
-    assert caught.value.where.endswith("a.parquet")
-
-
-def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(table(), path, write_page_checksum=True, compression="none")
-    data = path.read_bytes()
-    at = data.index(png(1)) + 20
-    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-    source = ParquetSource(uri=str(path))
-    with pytest.raises(SourceError, match="row group 0 is corrupt"):
-        list(source.read(source.units(0)[0]))
-
-
 def test_a_place_without_parquet(tmp_path: Path) -> None:
     for uri in (tmp_path, tmp_path / "none", tmp_path / "none.parquet"):
-        with pytest.raises(SourceError, match="no Parquet files"):
+        with pytest.raises(SourceError, match=r"there are no files that end in \.parquet"):
             ParquetSource(uri=str(uri)).units(0)

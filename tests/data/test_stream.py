@@ -179,14 +179,17 @@ def test_bad_rows_leave_holes_and_are_told_of(ray_cluster: str, tmp_path: Path) 
 def test_a_sampler_with_a_table_beside_the_corpus(corpora: dict[str, Corpus], tmp_path: Path) -> None:
     corpus = corpora["b"]
     clusters = np.random.default_rng(0).integers(0, 30, 90)
-    uri = write_attributes(str(tmp_path / "clusters.parquet"), corpus, "train", {"cluster": clusters})
+    uri = write_attributes(str(tmp_path / "clusters.parquet"), corpus, "train", [(None, {"cluster": clusters})])
     entry = {"sampler": ClusterStratifiedConfig(clusters=uri)}
     for batch in stream({"b": corpus}, 1, entry=entry).batches(0, 6):
         assert len(set(clusters[batch.arrays["row"]])) == len(batch.arrays["row"]) == SIZE
     with pytest.raises(CorpusError, match="not about split 'train' of this corpus"):
         Attributes(uri, corpora["a"], "train")
-    with pytest.raises(CorpusError, match="has 3 values for 90 rows"):
-        write_attributes(uri, corpus, "train", {"cluster": clusters[:3]})
+    parts = [([f"row-{n}" for n in range(3)], {"cluster": clusters[:3]})]
+    for chunks, message in ((parts, "3 values for 90 rows"), (parts * 30, "not for the rows of split 'train'")):
+        with pytest.raises(CorpusError, match=message):
+            write_attributes(str(tmp_path / "other.parquet"), corpus, "train", chunks)
+    assert [path.name for path in tmp_path.iterdir()] == ["clusters.parquet"]
 
 
 def test_a_corpus_that_is_not_there_is_named() -> None:

@@ -16,7 +16,7 @@ class ClusterStratifiedConfig(Sampler):
     (Chakraborty et al., 2020), card S084: pseudo-labels by k-means keep rows of the same unknown class apart.
     The reference sorts its data once, so that all epochs have the same batches and the last ones hold only the
     largest clusters; here rows are shuffled within clusters each epoch, and clusters are drawn in proportion to what
-    they have left. `rayemb data cluster` makes the clusters of an embeddings table.
+    they have left. `rayemb index clusters` makes the clusters of an embeddings table.
     """
 
     name: Literal["cluster_stratified"] = "cluster_stratified"

@@ -15,7 +15,7 @@ class LocalityConfig(Sampler):
     From "Progressively Optimized Bi-Granular Document Representation for Scalable Embedding Based Retrieval"
     (Xiao et al., 2022), card S113: start at a random query, take the rows that a coarse index finds for it, go on to
     the queries that found those, depth-first (`walk`) or breadth-first (`snowball`), until the batch is full. Every
-    row is used once an epoch. `rayemb data neighbours` makes the candidates from an embeddings table; leave out the
+    row is used once an epoch. `rayemb index neighbours` makes the candidates from an embeddings table; leave out the
     nearest ranks there, which hold false negatives.
     """
 
