@@ -12,6 +12,7 @@ memory: peak memory of the decoder and the planner at three sizes of corpus (syn
 """
 
 import argparse
+import functools
 import io
 import statistics
 import time
@@ -45,10 +46,11 @@ Batches = Iterator[int]
 Arm = Callable[[Path, TextTokenizer, int, int], Batches]
 
 
-def from_rayemb(icons: Path, tokenizer: TextTokenizer, processes: int, seed: int) -> Batches:
-    """Rows of each batch of our stream."""
+def from_rayemb(icons: Path, tokenizer: TextTokenizer, processes: int, seed: int, distinct: bool = False) -> Batches:
+    """Rows of each batch of our stream; `distinct`: without duplicates of an image or a text."""
     entries = {"icons": CorpusEntry(uri=str(icons / "corpus"), main_caption=1.0)}
-    settings = StreamSettings(entries, MixConfig(), BATCH, seed)
+    mix = MixConfig(distinct=["query", "text"]) if distinct else MixConfig()
+    settings = StreamSettings(entries, mix, BATCH, seed)
     decode = DecodeSettings(tokenizer, SIZE, seed, AugmentConfig())
     loader = LoaderConfig(decoders=processes, prefetch=4)
     stream = open_stream(settings, open_members(entries), decode, loader, world=1)
@@ -105,7 +107,12 @@ def from_ray_data(icons: Path, tokenizer: TextTokenizer, processes: int, seed: i
         yield len(batch["pixels"])
 
 
-ARMS: dict[str, Arm] = {"rayemb": from_rayemb, "webdataset": from_webdataset, "ray data": from_ray_data}
+ARMS: dict[str, Arm] = {
+    "rayemb": from_rayemb,
+    "rayemb, distinct": functools.partial(from_rayemb, distinct=True),
+    "webdataset": from_webdataset,
+    "ray data": from_ray_data,
+}
 
 
 def used(*arrays: np.ndarray[Any, Any]) -> None:

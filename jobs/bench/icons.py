@@ -76,7 +76,7 @@ def drawings(name: str, about: Row, content: Row) -> Iterator[tuple[str, str, Ro
 
 def drawn(item: tuple[str, str, Row]) -> Row | None:
     """The row with its PNG; None where nothing can be drawn."""
-    import resvg_py  # type: ignore[import-not-found]
+    import resvg_py
 
     key, svg, columns = item
     try:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from rayemb.curate import AnyStep
+from rayemb.data.samplers import AnySampler
 from rayemb.losses import AnyLoss
 
 # Family → the union of its configs. A family that joins adds a line.
-FAMILIES = {"losses": AnyLoss}
+FAMILIES = {"losses": AnyLoss, "curation": AnyStep, "samplers": AnySampler}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def _method(family: str, config: type) -> Method:
     card = re.search(r"\bS\d{3}\b", headline)
     source = ", ".join(re.findall(r"\(([^()]*\d{4}[^()]*)\)", headline))
     summary = " ".join((config.__doc__ or "").split("\n\n")[0].split())
-    stem = config.__module__.rsplit(".", 1)[1]
+    *rooms, stem = config.__module__.split(".")[1:]
     name = config.model_fields["name"].default  # type: ignore[attr-defined]
     return Method(
         family=family,
@@ -49,7 +51,7 @@ def _method(family: str, config: type) -> Method:
         summary=summary,
         source=re.sub(r"[;,]?\s*card S\d{3}", "", source),
         card=card.group() if card else "",
-        test=f"tests/{family}/test_{stem}.py",
+        test=f"tests/{'/'.join(rooms)}/test_{stem}.py",
     )
 
 

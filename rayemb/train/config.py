@@ -156,6 +156,11 @@ class TrainConfig(Config):
         return self
 
     @property
+    def cpus(self) -> float:
+        """What the workers and their decoders take in the cluster."""
+        return self.workers * (self.cpus_per_worker + self.loader.decoders * self.loader.cpus_per_decoder)
+
+    @property
     def losses(self) -> dict[str, AnyLoss]:
         """The loss of the run, or of each corpus if any has its own, by the key that says it."""
         if all(corpus.loss is None for corpus in self.corpora.values()):

@@ -83,8 +83,7 @@ def train(
     if finished:
         return finished
     _check(config, corpora)
-    decoders = config.workers * config.loader.decoders * config.loader.cpus_per_decoder
-    require_cpus(config.workers * config.cpus_per_worker + decoders, "training (workers and their decoders)")
+    require_cpus(config.cpus, "training (workers and their decoders)")
     members = open_members(entries)
     decode = DecodeSettings(
         tokenizer=_tokenizer(members, config),

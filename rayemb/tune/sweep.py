@@ -211,7 +211,7 @@ def _sample(domain: Any) -> Any:
 
 
 def _concurrent(config: TuneConfig, trial: TrainConfig) -> int:
-    """How many trials the cluster can really run at once: their workers, and one CPU each for their data."""
+    """How many trials the cluster can really run at once: their workers and decoders."""
     resources = ray.cluster_resources()
     if resources.get(SLOT, 0) < 1:
         raise TuneError(
@@ -219,7 +219,7 @@ def _concurrent(config: TuneConfig, trial: TrainConfig) -> int:
             where="tune",
             fix=f"start its head with --resources='{{\"{SLOT}\": 2}}'",
         )
-    need = trial.workers * trial.cpus_per_worker + 1
+    need = max(1.0, trial.cpus)  # a tokenizer is learned on one
     fits = int(resources.get("CPU", 0) // need)
     if fits < 1:
         raise TuneError(

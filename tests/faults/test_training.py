@@ -62,7 +62,8 @@ def kill_a_worker_after_a_checkpoint(folder: Path) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if len(list((folder / "runs").glob("train-*/checkpoint*/position.json"))) >= 2:
-            workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+            found = psutil.process_iter(["cmdline"])
+            workers = [p for p in found if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
             if workers:
                 os.kill(workers[-1].pid, signal.SIGKILL)
                 return

@@ -1,4 +1,4 @@
-"""Batches of P classes with K rows each, for metric learning."""
+"""Batches of P classes with K rows each, for metric learning (in-batch mining; Hermans et al., 2017)."""
 
 from typing import Literal
 

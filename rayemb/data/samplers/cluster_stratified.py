@@ -1,4 +1,4 @@
-"""Batches that hold few rows of any one cluster, so that few negatives are false (G-SimCLR, 2020, S084)."""
+"""Batches with few rows of any one cluster: few negatives are false (G-SimCLR, Chakraborty et al., 2020; card S084)."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Batches of texts of like length, so that little is padding."""
+"""Batches of texts of like length, so that little is padding (bucketing by length; Vaswani et al., 2017)."""
 
 from typing import Literal
 

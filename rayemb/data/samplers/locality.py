@@ -1,4 +1,4 @@
-"""Batches of rows that are hard to tell apart, gathered along a graph of what a coarse index retrieves (BiDR, S113)."""
+"""Batches of rows that are hard to tell apart, along a graph of candidates (BiDR, Xiao et al., 2022; card S113)."""
 
 from collections import deque
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The plain order: every row once an epoch, shuffled within its window."""
+"""Every row once an epoch, in random order (random reshuffling; Mishchenko et al., 2020)."""
 
 from typing import Literal
 
