@@ -1,4 +1,4 @@
-"""Embed the corpus into a Lance table, as a Ray job.
+"""Embed the corpus into a Lance table, as a Ray job; submitted again, it goes on where it was stopped.
 
 `ray job submit --working-dir . -- python jobs/embed.py jobs/configs/demo.yaml [key=value ...]`
 """

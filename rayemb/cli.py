@@ -1,4 +1,4 @@
-"""The command line: `rayemb demo|data|train|evaluate|embed|index|serve|search|tune|config|methods`.
+"""The command line: `rayemb demo|data|curate|train|evaluate|embed|index|serve|search|tune|config|methods`.
 
 Every stage takes a YAML config and overrides: `rayemb train run.yaml train.steps=100`.
 """
@@ -7,15 +7,19 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
+from rich.markup import escape
 
 from rayemb import __version__
 from rayemb.config import dump, load, schema
+from rayemb.curate import Step
 from rayemb.errors import RayembError
 from rayemb.pipeline.config import RunConfig
+from rayemb.pipeline.curation import step_help, step_overrides, steps
 
 CONFIG_HELP = "A YAML file, if any, then overrides such as train.steps=100 or workspace=s3://bucket/run."
 Args = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help=CONFIG_HELP)]
@@ -29,7 +33,23 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: build one, look at one.")
 index_app = typer.Typer(no_args_is_help=True, help="Indexes: build one, verify one.")
 config_app = typer.Typer(no_args_is_help=True, help="Configs: the resolved one, and the schema.")
+
+
+class _Steps(typer.core.TyperGroup):
+    """`curate CONFIG ...` runs the config's steps; `curate STEP ...` that step alone."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The step's command, or `run` where the first word names none."""
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
+
+
+curate_app = typer.Typer(
+    cls=_Steps,
+    no_args_is_help=True,
+    help="Curate the corpus into a better one. Without the name of a step: the steps of the config, in order.",
+)
 app.add_typer(data_app, name="data")
+app.add_typer(curate_app, name="curate")
 app.add_typer(index_app, name="index")
 app.add_typer(config_app, name="config")
 
@@ -54,11 +74,33 @@ def data_build(args: Args = None) -> None:
 
 
 @data_app.command("inspect")
-def data_inspect(args: Args = None) -> None:
-    """Counts, schema, bad rows, lengths and sizes, and a sample of the corpus."""
-    from rayemb.pipeline.inspect import inspect_corpus
+def data_inspect(
+    args: Args = None,
+    source: Annotated[bool, typer.Option("--source", help="A sample of the source instead of the corpus.")] = False,
+    html: Annotated[str | None, typer.Option(help="Also write a page with plots and thumbnails here.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every shard with its checksum first.")] = False,
+    sample: Annotated[int, typer.Option(min=1, help="Rows that lengths and sizes are taken from.")] = 2000,
+) -> None:
+    """Counts, schema, bad rows, duplicates, lengths and sizes, and a sample of the corpus, or of its source."""
+    from rayemb.pipeline.inspect import inspect
 
-    inspect_corpus(read_config(args).uri("corpus"), Console(highlight=False))
+    inspect(read_config(args), Console(highlight=False), source=source, html=html, verify=verify, sample_rows=sample)
+
+
+@curate_app.command("run")
+def curate(args: Args = None) -> None:
+    """Run the config's steps (curate.steps); run again to go on after an interruption."""
+    _stage("curate", args)
+
+
+def _add_step(name: str, step: type[Step]) -> None:
+    @curate_app.command(name, help=escape(step_help(step)), short_help=step_help(step).split("\n")[0])
+    def run(args: Args = None) -> None:
+        _stage("curate", step_overrides(step, args or []))
+
+
+for _name, _step in steps().items():
+    _add_step(_name, _step)
 
 
 @app.command()
@@ -89,6 +131,18 @@ def index_build(args: Args = None) -> None:
 def index_verify(args: Args = None) -> None:
     """Check an index: checksums, rows, model, recall against exact search."""
     _stage("verify", args)
+
+
+@index_app.command("clusters")
+def index_clusters(args: Args = None) -> None:
+    """Cluster the embeddings of a split, for the sampler cluster_stratified."""
+    _stage("clusters", args)
+
+
+@index_app.command("neighbours")
+def index_neighbours(args: Args = None) -> None:
+    """Find each row's neighbours in the index, for the sampler locality."""
+    _stage("neighbours", args)
 
 
 @app.command()

@@ -11,14 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from rayemb.config import Config
 from rayemb.errors import RayembError
+from rayemb.storage import environment as _environment
 
 logger = logging.getLogger(__name__)
 
@@ -112,33 +114,40 @@ def local_head(config: ClusterConfig | None = None, env: Mapping[str, str] | Non
 
 
 @contextlib.contextmanager
-def connect(config: ClusterConfig | None = None) -> Iterator[str]:
+def connect(config: ClusterConfig | None = None, env: Mapping[str, str] | None = None) -> Iterator[str]:
     """This process connected to Ray; gives the cluster's address.
 
     Uses `config.address`, else `RAY_ADDRESS`, else starts a private local cluster and stops it on exit. Inside a
     process that is already connected (a Ray job, a test) that connection is used and left as it is.
-    Raises ClusterError if the cluster cannot be reached.
+    `env` is set here and in every worker of this connection. Raises ClusterError if the cluster cannot be reached.
     """
-    config = config or ClusterConfig()
+    config, env = config or ClusterConfig(), dict(env or {})
     import ray
 
     if ray.is_initialized():
-        yield ray.get_runtime_context().gcs_address
+        if any(os.environ.get(name) != value for name, value in env.items()):
+            logger.warning("already connected: %s reach this process but not its workers", ", ".join(sorted(env)))
+        with _environment(env):
+            yield ray.get_runtime_context().gcs_address
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {}
         if address:
             settings: dict[str, str] = {}
+            if env:
+                # Not `env_vars`: Ray writes those to its log, and a key to a store may be among them.
+                options["runtime_env"] = {"worker_process_setup_hook": _sets(env)}
         else:
-            head = stack.enter_context(local_head(config))
+            head = stack.enter_context(local_head(config, env))
             address, settings = head.address, head.environment()
         # The driver alone: an actor pool of Ray Data writes an error of no consequence to the terminal (ray #53727).
         driver = {"RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}
-        stack.enter_context(_environment({**ENVIRONMENT, **settings, **driver}))
+        stack.enter_context(_environment({**ENVIRONMENT, **settings, **driver, **env}))
         _reload_ray_settings()
         try:
             with _muted_stderr():  # Ray's C++ side announces the log level that is set above
-                ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers ({' '.join(str(error).split())[:300]})",
@@ -164,6 +173,13 @@ def require_cpus(needed: float, purpose: str) -> None:
             where="cluster",
             fix="ask for fewer workers, lower their CPUs, or add nodes (cluster.num_cpus for a local cluster)",
         )
+
+
+def _sets(env: Mapping[str, str]) -> Callable[[], None]:
+    def apply() -> None:
+        os.environ.update(env)
+
+    return apply
 
 
 def _access(address: str, token: str) -> dict[str, str]:
@@ -233,17 +249,3 @@ def _reload_ray_settings() -> None:
 
     RayConfig.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value

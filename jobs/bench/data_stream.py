@@ -226,7 +226,7 @@ def private_bytes(name: str) -> int:
 
 
 def synthetic(folder: Path, rows: int) -> str:
-    """A corpus of that many rows in files of 20,000, its images noise of 64 pixels."""
+    """A corpus of that many rows in files of 10,000, its images noise of 64 pixels."""
     if (folder / "_corpus.json").exists():
         return str(folder)
     rng = np.random.default_rng(0)
@@ -237,8 +237,8 @@ def synthetic(folder: Path, rows: int) -> str:
         images.append(out.getvalue())
     image_keys = keys_of(images)
     files = []
-    for start in range(0, rows, 20_000):
-        numbers = range(start, min(start + 20_000, rows))
+    for start in range(0, rows, 10_000):
+        numbers = range(start, min(start + 10_000, rows))
         texts = [f"drawing {n}" for n in numbers]
         keys = text_keys(texts)
         table = pa.table(
@@ -259,7 +259,7 @@ def synthetic(folder: Path, rows: int) -> str:
             },
             schema=SCHEMA,
         )
-        name = f"split=train/shard-{start // 20_000:05d}.parquet"
+        name = f"split=train/shard-{start // 10_000:05d}.parquet"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, folder / name, row_group_size=256, write_page_checksum=True)
         files.append({"file": name, "rows": len(texts), "sha256": storage.sha256_file(str(folder / name))})
@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=30_000, help="rows of each turn")
     parser.add_argument("--steps", type=int, default=60, help="steps of each training and of each memory run")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[20_000, 200_000, 2_000_000])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[10_000, 100_000, 1_000_000])
     args = parser.parse_args()
     with connect(ClusterConfig(num_cpus=6, object_store_mb=500)):
         config = CorpusConfig.model_validate({"source": {"name": "parquet", "uri": str(args.icons / "parquet")}})

@@ -23,20 +23,28 @@ from rayemb.progress import Progress
 
 QUARANTINE = "_quarantine"  # readers of Parquet folders skip names with a leading underscore
 QUARANTINE_SCHEMA = pa.schema(
-    [("source", pa.string()), ("id", pa.string()), ("reason", pa.string()), ("what", pa.string())]
+    [
+        ("source", pa.string()),
+        ("id", pa.string()),
+        ("reason", pa.string()),
+        ("what", pa.string()),
+        ("rows", pa.int64()),  # that the entry stands for: of a damaged file more than one
+    ]
 )
 
 _SPLIT = re.compile(r"[\w-][\w.-]*")  # it becomes a folder
 # What a build writes before its manifest; `.tmp` is a write that was killed.
-_OURS = re.compile(r"(split=[^/]+/shard-\d{5,}|_quarantine/[^/]+)\.parquet(\.\w+\.tmp)?")
+_OURS = re.compile(r"(split=[^/]+/shard-\d{5,}(-\d{3,})?|_quarantine/[^/]+)\.parquet(\.\w+\.tmp)?")
 
 
 def build_corpus(config: CorpusConfig, uri: str, *, progress: Progress | None = None) -> Corpus:
     """The corpus of `config` at `uri`; one that is already there and complete is used as it is.
 
-    Every unit of the source is one Ray Data task that reads, checks and writes its own shards. Bad rows are set
-    aside in `_quarantine/` with their reason and place. The driver holds 8 bytes a row, for finding duplicate ids.
-    Needs a connected Ray. Raises CorpusError (no usable row, too many bad ones) or SourceError.
+    Every unit of the source is one Ray Data task that reads, checks and writes its own shards, holding one shard of
+    each split at a time. Bad rows and damaged files are set aside in `_quarantine/` with their reason and place. The
+    driver holds 8 bytes a row, for finding duplicate ids. What comes out depends on config and source alone, not on
+    the number of workers or their timing. Needs a connected Ray. Raises CorpusError (no usable row, too many bad
+    ones), SourceError, or StorageError: a store that fails is never taken for bad rows.
     """
     uri = storage.normalise(uri)
     fingerprint = storage.sha256_bytes(config.model_dump_json().encode())
@@ -101,35 +109,77 @@ def _run(units: list[Any], config: CorpusConfig, uri: str, progress: Progress | 
 
 def _build_unit(index: int, units_ref: Any, config: CorpusConfig, uri: str) -> dict[str, Any]:
     """Writes the shards of one unit; gives what the manifest needs to know of them."""
-    good: dict[str, list[RawRow]] = {}
-    bad: list[dict[str, str]] = []
+    shards = _Shards(index, config, uri)
     for row in config.source.read(ray.get(units_ref)[index]):
-        problem = _judge(row, config)
+        shards.add(row)
+    shards.flush()
+    rows = sum(entry["rows"] for entry in shards.files)
+    return {"index": index, "files": shards.files, "rows": rows, "reasons": dict(shards.reasons)}
+
+
+class _Shards:
+    """What one unit writes. Rows gather per split until a shard is full; bad ones likewise."""
+
+    def __init__(self, index: int, config: CorpusConfig, uri: str) -> None:
+        self.index, self.config, self.uri = index, config, uri
+        self.files: list[dict[str, Any]] = []
+        self.reasons: Counter[str] = Counter()
+        self._good: dict[str, list[RawRow]] = {}
+        self._bytes: Counter[str] = Counter()
+        self._bad: list[dict[str, Any]] = []
+        self._parts: Counter[str] = Counter()
+
+    def add(self, row: RawRow) -> None:
+        problem = row.problem or judge(row, self.config)
         if problem:
-            bad.append(_bad_row(row, *problem))
-        else:
-            good.setdefault(row.split or _split_of(_concept(row), config), []).append(row)
-    files = []
-    for split, rows in sorted(good.items()):
-        file = f"split={split}/shard-{index:05d}.parquet"
-        data = _parquet(_table(rows, config.source.kind), config.row_group_rows)
-        storage.write_bytes(storage.join(uri, file), data)
-        ids = [_hash(row.id) for row in rows]
+            self.reasons[problem[0]] += row.count
+            self._bad.append(_bad_row(row, *problem))
+            if len(self._bad) >= self.config.shard_rows:
+                self._flush_bad()
+            return
+        split = row.split or split_of(concept_of(row), self.config)
+        self._good.setdefault(split, []).append(row)
+        self._bytes[split] += _size(row)
+        if len(self._good[split]) >= self.config.shard_rows or self._bytes[split] >= self.config.shard_mb * 2**20:
+            self._flush_good(split)
+
+    def flush(self) -> None:
+        for split in sorted(self._good):
+            self._flush_good(split)
+        self._flush_bad()
+
+    def _name(self, kind: str) -> str:
+        self._parts[kind] += 1
+        return f"shard-{self.index:05d}-{self._parts[kind] - 1:03d}"
+
+    def _flush_good(self, split: str) -> None:
+        rows = self._good.pop(split)
+        self._bytes[split] = 0
+        file = f"split={split}/{self._name(split)}.parquet"
+        data = _parquet(_table(rows, self.config.source.kind), self.config.row_group_rows)
+        storage.write_bytes(storage.join(self.uri, file), data)
+        ids = np.array([_hash(row.id) for row in rows], dtype=np.uint64).tobytes()
         entry = {"split": split, "file": file, "rows": len(rows), "sha256": storage.sha256_bytes(data)}
-        files.append({**entry, "ids": np.array(ids, dtype=np.uint64).tobytes()})
-    if bad:
-        _write_quarantine(uri, f"shard-{index:05d}", bad)
-    return {"index": index, "files": files, "rows": sum(map(len, good.values())), "reasons": _count(bad)}
+        self.files.append({**entry, "ids": ids})
+
+    def _flush_bad(self) -> None:
+        if self._bad:
+            _write_quarantine(self.uri, self._name(QUARANTINE), self._bad)
+            self._bad = []
 
 
-def _judge(row: RawRow, config: CorpusConfig) -> tuple[str, str] | None:
+def judge(row: RawRow, config: CorpusConfig) -> tuple[str, str] | None:
     """Why a row is not acceptable, as (reason, sentence); None if it is."""
     if not row.id:
         return "missing_id", "the row has no id"
-    if not isinstance(row.text, str) or not row.text.strip():
+    for text in (row.id, row.concept, row.style, row.license, row.text, row.query, *row.texts, *row.negatives):
+        if text and (problem := _unprintable(text)):
+            return problem
+    if not row.text or not row.text.strip():
         return "empty_text", "the text is empty"
-    if len(row.text) > config.max_text_chars:
-        return "long_text", f"the text has {len(row.text):,} characters, over {config.max_text_chars:,}"
+    for name, text in _judged_texts(row):
+        if len(text) > config.max_text_chars:
+            return "long_text", f"the {name} has {len(text):,} characters, over {config.max_text_chars:,}"
     if row.split and not _SPLIT.fullmatch(row.split):
         return "bad_split", f"the split {row.split[:40]!r} is not a name of letters, digits, '_', '-' and '.'"
     if config.source.kind == "text_pair" and not (row.query or "").strip():
@@ -142,6 +192,25 @@ def _judge(row: RawRow, config: CorpusConfig) -> tuple[str, str] | None:
         decode_image(row.image, config.image_limits)
     except ImageError as error:
         return f"{error.reason}_image", error.what
+    return None
+
+
+def _judged_texts(row: RawRow) -> Iterator[tuple[str, str]]:
+    yield "text", row.text or ""
+    yield "query", row.query or ""
+    for text in row.texts:
+        yield "caption", text
+    for text in row.negatives:
+        yield "negative", text
+
+
+def _unprintable(text: str) -> tuple[str, str] | None:
+    if "\0" in text:  # half of what reads the corpus would take it for the end
+        return "nul_character", "a text holds a NUL"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "bad_utf8", "a text is not valid Unicode: it holds half of a surrogate pair"
     return None
 
 
@@ -170,8 +239,8 @@ def _drop_duplicates(reports: list[dict[str, Any]], uri: str) -> None:
         table, group_rows = parquet.read(), parquet.metadata.row_group(0).num_rows
         dropped = table.filter(pa.array(~kept)).column("id").to_pylist()
         text = "another row before it has the same id"
-        bad = [{"source": entry["file"], "id": i, "reason": "duplicate_id", "what": text} for i in dropped]
-        _write_quarantine(uri, f"duplicates-{report['index']:05d}-{entry['split']}", bad)
+        bad = [{"source": entry["file"], "id": i, "reason": "duplicate_id", "what": text, "rows": 1} for i in dropped]
+        _write_quarantine(uri, f"duplicates-{entry['split']}-{entry['file'].rpartition('/shard-')[2][:-8]}", bad)
         data = _parquet(table.filter(pa.array(kept)), group_rows)
         storage.write_bytes(file, data)
         entry.update(rows=int(kept.sum()), sha256=storage.sha256_bytes(data))
@@ -210,7 +279,7 @@ def _table(rows: list[RawRow], kind: Kind) -> pa.Table:
         "text": [str(row.text).strip() for row in rows],
         "texts": [row.texts or [str(row.text).strip()] for row in rows],
         "negatives": [[text for text in row.negatives if text.strip()] for row in rows],
-        "concept": [_concept(row) for row in rows],
+        "concept": [concept_of(row) for row in rows],
         "score": [row.score for row in rows],
         "style": [row.style for row in rows],
         "license": [row.license for row in rows],
@@ -223,7 +292,8 @@ def _table(rows: list[RawRow], kind: Kind) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def _concept(row: RawRow) -> str:
+def concept_of(row: RawRow) -> str:
+    """What the row shows: its label, else its text."""
     # Stripped: "cat" and "cat " on two sides of the split would leak the one into the other.
     return row.concept.strip() or str(row.text).strip()
 
@@ -235,22 +305,27 @@ def _parquet(table: pa.Table, row_group_rows: int) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _write_quarantine(uri: str, name: str, bad: list[dict[str, str]]) -> None:
+def _write_quarantine(uri: str, name: str, bad: list[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist(bad, schema=QUARANTINE_SCHEMA)
     storage.write_bytes(storage.join(uri, QUARANTINE, f"{name}.parquet"), _parquet(table, 1 << 16))
 
 
-def _bad_row(row: RawRow, reason: str, what: str) -> dict[str, str]:
-    return {"source": row.source, "id": row.id, "reason": reason, "what": what}
+def _bad_row(row: RawRow, reason: str, what: str) -> dict[str, Any]:
+    # What cannot be written is shown escaped: the quarantine is there to be read.
+    source, id_, what = (text.encode(errors="backslashreplace").decode() for text in (row.source, row.id[:1000], what))
+    return {"source": source, "id": id_, "reason": reason, "what": what, "rows": row.count}
 
 
-def _count(bad: list[dict[str, str]]) -> dict[str, int]:
-    return dict(Counter(row["reason"] for row in bad))
+def _size(row: RawRow) -> int:
+    """Bytes of the row in a shard, about."""
+    texts = sum(len(text or "") for text in (row.text, row.query, *row.texts, *row.negatives))
+    return len(row.image or b"") + texts + 100
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _split_of(concept: str, config: CorpusConfig) -> str:
+def split_of(concept: str, config: CorpusConfig) -> str:
+    """The split of a row whose source names none."""
     return split_by_concept(concept, config.seed, config.test_fraction, config.val_fraction)

@@ -1,10 +1,14 @@
 """Configs of the data room."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator, model_validator
 
 from rayemb.config import Config
 from rayemb.data.sources import AnySource, DemoSource
 from rayemb.models import ImageLimits
+
+EmbedWhat = Literal["image", "text", "query"]
 
 
 class CorpusConfig(Config):
@@ -22,6 +26,8 @@ class CorpusConfig(Config):
     max_text_chars: int = Field(2000, ge=1, description="longer texts are set aside")
     image_limits: ImageLimits = ImageLimits()
     row_group_rows: int = Field(64, ge=1, description="rows per Parquet row group: the grain of shuffling")
+    shard_rows: int = Field(8192, ge=1, description="a shard ends after this many rows")
+    shard_mb: float = Field(64, gt=0, description="... or after this many MiB, whichever comes first")
 
     @field_validator("source", mode="before")
     @classmethod
@@ -39,10 +45,16 @@ class CorpusConfig(Config):
 class EmbedConfig(Config):
     """How a corpus is turned into an embeddings table."""
 
+    what: EmbedWhat | None = Field(None, description="what of a row; default: the image if there is one, else the text")
     splits: list[str] | None = Field(None, description="splits to embed; default: all")
     batch_size: int = Field(256, ge=1, description="rows per call of the encoder")
     workers: int = Field(2, ge=1, description="encoders at work at once")
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that each encoder takes")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs of each encoder: threads that decode and compute")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that each encoder takes")
-    rows_per_file: int = Field(8192, ge=1, description="rows per Lance data file")
+    rows_per_file: int = Field(
+        4096, ge=1, description="rows per Lance data file, about: the shard that an interrupted run goes on from"
+    )
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="the job fails if more rows than this cannot be read, decoded or encoded"
+    )
     keep_images: bool = Field(True, description="keep the encoded image in the table, for showing it")

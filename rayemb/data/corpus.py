@@ -163,11 +163,11 @@ def _group_rows(file: str) -> list[int]:
     return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
 
-def open_shard(file: str) -> pq.ParquetFile:
-    """A shard with its footer read and its schema checked. Raises as `read_row_group` does."""
+def open_shard(file: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """A shard with its schema checked; `footer`, if it is known, is not read again. Raises as `read_row_group` does."""
     fs, path = storage.filesystem(file)
     try:
-        parquet = pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
+        parquet = pq.ParquetFile(path, filesystem=fs, metadata=footer, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise CorpusError("the shard is missing", where=file, fix="build the corpus again") from error
     except (OSError, pa.ArrowInvalid) as error:

@@ -23,7 +23,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "text": ("id", "text", "texts", "negatives", *KEYS),
 }
 
-OPEN_FILES = 64
+FOOTERS = 128
 ROW_BYTES = 1500  # of a row's objects, beyond their content
 
 
@@ -201,7 +201,7 @@ class GroupCache:
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes, self.reads = limit, 0, 0
         self._groups: OrderedDict[tuple[str, int], tuple[list[dict[str, Any]], int]] = OrderedDict()
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()  # each with its footer parsed
+        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
 
     def rows(self, group: RowGroup, columns: Sequence[str]) -> list[dict[str, Any]]:
         """The rows of a row group. Raises CorpusError if it is corrupt, StorageError if it cannot be had."""
@@ -209,12 +209,12 @@ class GroupCache:
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key][0]
-        if group.file not in self._files:
-            self._files[group.file] = open_shard(group.file)
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)
-        self._files.move_to_end(group.file)
-        table = read_row_group(group, columns, self._files[group.file])
+        # The footer is kept and the file is not: an open one holds on to all that was read of it last.
+        shard = open_shard(group.file, self._footers.pop(group.file, None))
+        self._footers[group.file] = shard.metadata
+        if len(self._footers) > FOOTERS:
+            self._footers.popitem(last=False)
+        table = read_row_group(group, columns, shard)
         self.reads += 1
         size = table.nbytes + ROW_BYTES * len(table)
         self._groups[key] = table.to_pylist(), size

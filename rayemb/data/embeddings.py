@@ -1,5 +1,6 @@
 """The embeddings artefact: a Lance table of `id`, `vector`, payload, under the digest of the model that made it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,17 @@ from numpy.typing import NDArray
 from rayemb import storage
 from rayemb.errors import RayembError
 
-MODEL_KEY, DIM_KEY = "rayemb.model_digest", "rayemb.dim"
+MODEL_KEY, DIM_KEY, WHAT_KEY = "rayemb.model_digest", "rayemb.dim", "rayemb.what"
+SET_ASIDE_KEY = "rayemb.set_aside"
 ID, VECTOR, IMAGE = "id", "vector", "image"
 
 
 class EmbeddingsError(RayembError):
     """An embeddings table that is missing, or that rayemb did not write."""
+
+
+class NoTableError(EmbeddingsError):
+    """There is no such embeddings table."""
 
 
 def embeddings_schema(payload: Sequence[pa.Field], dim: int, model_digest: str, *, images: bool) -> pa.Schema:
@@ -42,7 +48,9 @@ class EmbeddingsTable:
 
     @classmethod
     def open(cls, uri: str, version: int | None = None) -> "EmbeddingsTable":
-        """The table at `uri`, at `version` or at its newest. Raises EmbeddingsError if there is none."""
+        """The table at `uri`, at `version` or at its newest. Raises NoTableError if there is none, EmbeddingsError
+        if it cannot be read or names no model.
+        """
         uri = storage.normalise(uri)
         try:
             dataset = lance.dataset(uri, version=version, storage_options=storage.lance_options(uri))
@@ -51,11 +59,27 @@ class EmbeddingsTable:
                 reason = " ".join(str(error).split())[:200]
                 raise EmbeddingsError(f"the embeddings table cannot be opened ({reason})", where=uri) from error
             what = "no such embeddings table" if version is None else f"no version {version} of this embeddings table"
-            raise EmbeddingsError(what, where=uri, fix="run `rayemb embed` first") from error
-        metadata = {key.decode(): value.decode() for key, value in (dataset.schema.metadata or {}).items()}
+            raise NoTableError(what, where=uri, fix="run `rayemb embed` first") from error
+        metadata = _metadata(dataset)
         if MODEL_KEY not in metadata or DIM_KEY not in metadata:
             raise EmbeddingsError("the table does not name its model", where=uri, fix="write it with `rayemb embed`")
         return cls(uri, dataset.version, metadata[MODEL_KEY], int(metadata[DIM_KEY]), dataset.count_rows(), dataset)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the table says of itself: its model, what was embedded of which corpus."""
+        return _metadata(self.dataset)
+
+    @property
+    def what(self) -> str:
+        """What of each row is embedded: its image, text or query."""
+        return self.metadata.get(WHAT_KEY, IMAGE)
+
+    @property
+    def set_aside(self) -> dict[str, int]:
+        """Rows of the corpus that the table lacks, by reason: they could not be read, decoded or encoded."""
+        counts: dict[str, int] = json.loads(self.metadata.get(SET_ASIDE_KEY, "{}"))
+        return counts
 
     @property
     def payload_columns(self) -> list[str]:
@@ -83,3 +107,7 @@ class EmbeddingsTable:
             return []
         rows: list[dict[str, Any]] = self.dataset.take(list(offsets), columns=list(names)).to_pylist()
         return rows
+
+
+def _metadata(dataset: Any) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (dataset.schema.metadata or {}).items()}

@@ -2,7 +2,7 @@
 
 from rayemb.models.bundle import Model, ModelError, model_digest
 from rayemb.models.convnet import ConvNet, ConvNetConfig
-from rayemb.models.images import ImageError, ImageLimits, decode_image, image_tensor
+from rayemb.models.images import ImageError, ImageLimits, decode_image, describe_image, image_tensor
 from rayemb.models.text import TextTransformer, TextTransformerConfig
 from rayemb.models.tokenizer import TextTokenizer, TokenizerConfig
 from rayemb.models.two_tower import TwoTower, TwoTowerConfig
@@ -21,6 +21,7 @@ __all__ = [
     "TwoTower",
     "TwoTowerConfig",
     "decode_image",
+    "describe_image",
     "image_tensor",
     "model_digest",
 ]

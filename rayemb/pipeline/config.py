@@ -4,17 +4,19 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from rayemb import storage
 from rayemb.cluster import ClusterConfig
 from rayemb.config import Config
+from rayemb.curate.config import CurateConfig
 from rayemb.data import CorpusConfig, EmbedConfig
 from rayemb.evaluate import EvaluateConfig
 from rayemb.index import IndexConfig
+from rayemb.index.attributes import AttributesConfig
 from rayemb.serve import ServeConfig
+from rayemb.storage import StorageConfig, join, normalise
 from rayemb.train import TrainConfig
 from rayemb.tune import TuneConfig
 
-ArtefactName = Literal["corpus", "runs", "model", "embeddings", "index", "report", "sweeps"]
+ArtefactName = Literal["corpus", "curated", "runs", "model", "embeddings", "index", "attributes", "report", "sweeps"]
 _FOLDERS = {"embeddings": "embeddings.lance"}
 
 
@@ -22,10 +24,12 @@ class Artefacts(Config):
     """Where each artefact lies; default: a folder of its name in the workspace."""
 
     corpus: str | None = None
+    curated: str | None = Field(None, description="the curated corpus; train on it by artefacts.corpus=...")
     runs: str | None = Field(None, description="checkpoints")
     model: str | None = None
     embeddings: str | None = None
     index: str | None = None
+    attributes: str | None = Field(None, description="clusters and neighbours of the corpus's rows, for samplers")
     report: str | None = None
     sweeps: str | None = Field(None, description="Tune results")
 
@@ -36,11 +40,14 @@ class RunConfig(Config):
     workspace: str = Field("rayemb-demo", description="folder or s3:// prefix that the artefacts lie in")
     artefacts: Artefacts = Artefacts()
     cluster: ClusterConfig = ClusterConfig()
+    storage: StorageConfig = StorageConfig()
     corpus: CorpusConfig = CorpusConfig()
+    curate: CurateConfig = CurateConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
+    attributes: AttributesConfig = AttributesConfig()
     serve: ServeConfig = ServeConfig()
     tune: TuneConfig = TuneConfig()
 
@@ -48,9 +55,9 @@ class RunConfig(Config):
     @classmethod
     def _usable(cls, value: str) -> str:
         # Ray workers run in other folders, on other machines: a relative path would mean something else there.
-        return storage.normalise(value)
+        return normalise(value)
 
     def uri(self, artefact: ArtefactName) -> str:
         """Where `artefact` lies."""
         chosen = getattr(self.artefacts, artefact)
-        return storage.normalise(chosen) if chosen else storage.join(self.workspace, _FOLDERS.get(artefact, artefact))
+        return normalise(chosen) if chosen else join(self.workspace, _FOLDERS.get(artefact, artefact))

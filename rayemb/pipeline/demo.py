@@ -37,7 +37,7 @@ def run_demo(config: RunConfig, *, keep: bool = False, display: Display | None =
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         with display.stage("Start Ray"):
-            address = stack.enter_context(connect(config.cluster))
+            address = stack.enter_context(connect(config.cluster, config.storage.environment()))
         display.result(f"cluster at {address}")
         stages = ("corpus", "train", "evaluate", "embed", "index")
         figures = {name: run_stage(name, config, display).figures for name in stages}
@@ -57,7 +57,7 @@ def run_demo(config: RunConfig, *, keep: bool = False, display: Display | None =
 def serve_until_interrupted(config: RunConfig, display: Display | None = None) -> None:
     """The service of the run's index, until Ctrl-C."""
     display = display or Display()
-    with connect(config.cluster):
+    with connect(config.cluster, config.storage.environment()):
         with display.stage("Start the service"):
             server = start(config.uri("model"), config.uri("index"), config.serve)
         with server:

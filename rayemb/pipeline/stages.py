@@ -6,11 +6,15 @@ from typing import Any
 
 from ray.exceptions import RayTaskError
 
+from rayemb import storage
 from rayemb.cluster import connect
+from rayemb.curate.run import curate
 from rayemb.data import build_corpus, embed_corpus
+from rayemb.data.embed import counted
 from rayemb.errors import RayembError
 from rayemb.evaluate import evaluate
 from rayemb.index import build_index, verify_index
+from rayemb.index.attributes import cluster_attributes, neighbour_attributes
 from rayemb.models import model_digest
 from rayemb.pipeline.config import ArtefactName, RunConfig
 from rayemb.pipeline.display import Display
@@ -36,6 +40,20 @@ def corpus_stage(config: RunConfig, progress: Progress) -> Outcome:
     aside = f"; {bad['rows']} rows set aside {bad['reasons']}" if bad["rows"] else ""
     figures = {"rows": corpus.manifest["rows"], "splits": corpus.splits, "quarantine": bad, "digest": corpus.digest}
     return Outcome(corpus.uri, f"{corpus.manifest['rows']:,} pairs: {splits}{aside}", figures)
+
+
+def curate_stage(config: RunConfig, progress: Progress) -> Outcome:
+    """Corpus → curated corpus, and the report of what was dropped."""
+    corpus = curate(config.curate, config.uri("corpus"), config.uri("curated"), progress=progress)
+    done = corpus.manifest["curation"]
+    before = sum(done["input"]["rows"].values())
+    steps = ", ".join(
+        f"{step['step']} dropped {sum(step['dropped'].values()):,}"
+        + "".join(f" and edited {count:,} {column}" for column, count in step["edits"].items())
+        for step in done["steps"]
+    )
+    summary = f"{corpus.manifest['rows']:,} of {before:,} rows left: {steps}; examples in _report/index.html"
+    return Outcome(corpus.uri, summary, {"digest": corpus.digest, "splits": corpus.splits, **done})
 
 
 def train_stage(config: RunConfig, progress: Progress) -> Outcome:
@@ -64,11 +82,32 @@ def evaluate_stage(config: RunConfig, progress: Progress) -> Outcome:
 
 def embed_stage(config: RunConfig, progress: Progress) -> Outcome:
     """Corpus + model → embeddings."""
-    table = embed_corpus(
+    made = embed_corpus(
         config.uri("corpus"), config.uri("model"), config.uri("embeddings"), config.embed, progress=progress
     )
-    figures = {"rows": table.rows, "dim": table.dim, "version": table.version, "model": table.model_digest}
-    return Outcome(table.uri, f"{table.rows:,} vectors of {table.dim} dimensions, version {table.version}", figures)
+    table = made.table
+    parts = [f"{table.rows:,} vectors of {table.dim} dimensions, version {table.version}"]
+    if made.shards:
+        parts.append(f"{made.rows:,} now at {made.rows_per_second:,.0f} rows/s")
+    elif not made.resumed_shards:
+        parts.append("up to date")
+    if made.resumed_shards:
+        parts.append(f"{made.resumed_rows:,} from an earlier run")
+    if table.set_aside:
+        parts.append(f"{sum(table.set_aside.values()):,} rows set aside ({counted(table.set_aside)})")
+    figures = {
+        "rows": table.rows,
+        "dim": table.dim,
+        "version": table.version,
+        "model": table.model_digest,
+        "what": table.what,
+        "set_aside": table.set_aside,
+        "embedded_rows": made.rows,
+        "resumed_rows": made.resumed_rows,
+        "seconds": made.seconds,
+        "rows_per_second": made.rows_per_second,
+    }
+    return Outcome(table.uri, "; ".join(parts), figures)
 
 
 def index_stage(config: RunConfig, progress: Progress) -> Outcome:
@@ -93,6 +132,23 @@ def verify_stage(config: RunConfig, progress: Progress) -> Outcome:
     return Outcome(uri, summary, figures | ({"recall": recall.model_dump()} if recall else {}))
 
 
+def clusters_stage(config: RunConfig, progress: Progress) -> Outcome:
+    """Embeddings → a cluster of each row of a split."""
+    settings = config.attributes
+    uri = storage.join(config.uri("attributes"), f"clusters-{settings.split}.parquet")
+    cluster_attributes(config.uri("corpus"), config.uri("embeddings"), uri, settings, progress=progress)
+    return Outcome(uri, f"{settings.clusters} clusters of split {settings.split}", {"clusters": settings.clusters})
+
+
+def neighbours_stage(config: RunConfig, progress: Progress) -> Outcome:
+    """Index → the neighbours of each row of a split."""
+    settings = config.attributes
+    uri = storage.join(config.uri("attributes"), f"neighbours-{settings.split}.parquet")
+    neighbour_attributes(config.uri("corpus"), config.uri("index"), uri, settings, progress=progress)
+    ranks = f"{settings.first_rank} to {settings.last_rank}"
+    return Outcome(uri, f"neighbours of ranks {ranks} of split {settings.split}", {"ranks": ranks})
+
+
 def tune_stage(config: RunConfig, progress: Progress) -> Outcome:
     """Corpus + search space → the best config."""
     result = sweep(config.tune, config.train, config.uri("corpus"), config.uri("sweeps"), progress=progress)
@@ -101,11 +157,14 @@ def tune_stage(config: RunConfig, progress: Progress) -> Outcome:
 
 STAGES: dict[str, tuple[str, ArtefactName, Callable[[RunConfig, Progress], Outcome]]] = {
     "corpus": ("Build the corpus", "corpus", corpus_stage),
+    "curate": ("Curate the corpus", "curated", curate_stage),
     "train": ("Train the encoder", "model", train_stage),
     "evaluate": ("Evaluate on held-out pairs", "report", evaluate_stage),
     "embed": ("Embed the corpus", "embeddings", embed_stage),
     "index": ("Build and verify the index", "index", index_stage),
     "verify": ("Verify the index", "index", verify_stage),
+    "clusters": ("Cluster the embeddings", "attributes", clusters_stage),
+    "neighbours": ("Find neighbours", "attributes", neighbours_stage),
     "tune": ("Search the settings", "sweeps", tune_stage),
 }
 
@@ -114,7 +173,7 @@ def run_stage(name: str, config: RunConfig, display: Display | None = None) -> O
     """Runs one stage on the configured cluster (the connected one, if any) and shows its progress."""
     title, _, stage = STAGES[name]
     display = display or Display()
-    with connect(config.cluster), display.stage(title) as progress:
+    with connect(config.cluster, config.storage.environment()), display.stage(title) as progress:
         try:
             outcome = stage(config, progress)
         except Exception as error:

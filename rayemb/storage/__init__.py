@@ -1,9 +1,9 @@
 """Where artefacts live: URIs (`file://`, `s3://`, plain paths), atomic writes, digests."""
 
+from rayemb.storage.config import StorageConfig, attempts, environment
 from rayemb.storage.digest import sha256_bytes, sha256_file
+from rayemb.storage.errors import MissingError, StorageError, UnreadableError, is_store_failure, storage_error
 from rayemb.storage.uri import (
-    MissingError,
-    StorageError,
     delete,
     exists,
     filesystem,
@@ -20,10 +20,15 @@ from rayemb.storage.uri import (
 
 __all__ = [
     "MissingError",
+    "StorageConfig",
     "StorageError",
+    "UnreadableError",
+    "attempts",
     "delete",
+    "environment",
     "exists",
     "filesystem",
+    "is_store_failure",
     "join",
     "lance_options",
     "list_files",
@@ -33,6 +38,7 @@ __all__ = [
     "read_json",
     "sha256_bytes",
     "sha256_file",
+    "storage_error",
     "write_bytes",
     "write_json",
 ]

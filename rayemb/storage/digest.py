@@ -19,7 +19,7 @@ def sha256_file(uri: str) -> str:
     """
     fs, path = filesystem(uri)
     digest = hashlib.sha256()
-    with _named(uri, "read"), fs.open_input_stream(path) as stream:
+    with _named(uri, "read"), fs.open_input_stream(path, compression=None) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -14,17 +14,10 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rayemb.errors import RayembError
+from rayemb.storage.config import attempts, lance_s3_options, s3_filesystem
+from rayemb.storage.errors import StorageError, storage_error
 
 _SCHEMES = ("file", "s3")
-
-
-class StorageError(RayembError):
-    """A URI that cannot be used, a file that is not there, or a store that does not answer."""
-
-
-class MissingError(StorageError):
-    """There is no such file."""
 
 
 def normalise(uri: str) -> str:
@@ -52,24 +45,18 @@ def normalise(uri: str) -> str:
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of `uri` and the path inside it.
 
-    S3 endpoint, region and credentials come from the environment in the AWS names
-    (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...), which Ray passes to its workers.
+    S3 endpoint, region, credentials, retries and timeouts come from the environment: the AWS names
+    (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...) and what `StorageConfig` adds to them.
     """
     uri = normalise(uri)
     if not uri.startswith("s3://"):
         return pafs.LocalFileSystem(), uri
-    # Passed in: pyarrow does not read the endpoint from the environment by itself.
-    return pafs.S3FileSystem(endpoint_override=_endpoint()), uri.removeprefix("s3://")
+    return s3_filesystem(), uri.removeprefix("s3://")
 
 
 def lance_options(uri: str) -> dict[str, str]:
-    """The `storage_options` that Lance needs for `uri` beside the environment (it refuses plain HTTP otherwise)."""
-    plain = normalise(uri).startswith("s3://") and (_endpoint() or "").startswith("http://")
-    return {"allow_http": "true"} if plain else {}
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    """The `storage_options` that Lance needs for `uri` beside the environment."""
+    return lance_s3_options() if normalise(uri).startswith("s3://") else {}
 
 
 @contextlib.contextmanager
@@ -77,11 +64,8 @@ def _named(uri: str, doing: str) -> Iterator[None]:
     """Turns pyarrow's and the system's errors into a StorageError that names `uri`."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise MissingError(f"cannot {doing} it (no such file)", where=uri) from error
     except (OSError, pa.ArrowInvalid) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
-        raise StorageError(f"cannot {doing} it ({reason})", where=uri) from error
+        raise storage_error(error, uri, doing, attempts()) from error
 
 
 def join(uri: str, *parts: str) -> str:
@@ -109,11 +93,14 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     return sorted(prefix + file for file in files if file.endswith(suffix))
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole file at `uri`. Raises MissingError if it is not there, StorageError if it cannot be read."""
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """The file at `uri`, or its first `limit` bytes. Raises MissingError if it is not there, UnreadableError if it is
+    no file that can be read, StorageError if the store fails.
+    """
     fs, path = filesystem(uri)
-    with _named(uri, "read"), fs.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    # No compression: pyarrow would unpack whatever is called .gz, and its digest would be that of other bytes.
+    with _named(uri, "read"), fs.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.read() if limit is None else stream.read(limit))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -123,7 +110,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     fs, path = filesystem(uri)
     if not isinstance(fs, pafs.LocalFileSystem):
-        with _named(uri, "write"), fs.open_output_stream(path) as out:
+        with _named(uri, "write"), fs.open_output_stream(path, compression=None) as out:
             out.write(data)
         return
     with _named(uri, "write"):
@@ -177,7 +164,7 @@ def local_path(uri: str, cache: str | None = None) -> str:
         return path
     from rayemb.storage.digest import sha256_bytes
 
-    with _named(uri, "read"), fs.open_input_stream(path) as stream:
+    with _named(uri, "read"), fs.open_input_stream(path, compression=None) as stream:
         # The ETag too: S3 counts time in seconds, and an object of the same size may replace another within one.
         about = {key: stream.metadata().get(key) for key in ("Content-Length", "Last-Modified", "ETag")}
     name = sha256_bytes(f"{normalise(uri)}|{about}".encode())[:32]

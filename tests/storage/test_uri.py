@@ -237,6 +237,7 @@ def test_a_bucket_that_is_not_there(s3: str) -> None:
 def test_a_server_that_does_not_answer_is_an_error_and_not_an_absence(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound but not listening: every connection is refused
         taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(StorageError, match="cannot look at it") as caught:
             storage.exists(f"{s3}/key")

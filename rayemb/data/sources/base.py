@@ -16,7 +16,10 @@ class SourceError(RayembError):
 
 @dataclass(frozen=True)
 class RawRow:
-    """One candidate pair before it is checked: None stands for a value that the source lacks."""
+    """One candidate pair before it is checked: None stands for a value that the source lacks.
+
+    With a `problem` it is a place where rows should be and cannot be read: `count` of them.
+    """
 
     id: str
     image: bytes | None
@@ -30,6 +33,8 @@ class RawRow:
     style: str = ""
     license: str = ""
     split: str = ""  # empty: the builder decides by concept
+    problem: tuple[str, str] | None = None  # reason (one word) and sentence
+    count: int = 1
 
 
 class Source(Config):
@@ -45,7 +50,10 @@ class Source(Config):
         raise SourceError(f"{type(self).__name__} has no plan", where="corpus.source")
 
     def read(self, unit: Any) -> Iterator[RawRow]:
-        """The rows of one unit. Bad rows are yielded as they are; the builder judges them."""
+        """The rows of one unit. Bad rows are yielded as they are; the builder judges them.
+
+        Raises StorageError where the store fails: an outage must not pass for bad data.
+        """
         raise SourceError(f"{type(self).__name__} reads nothing", where="corpus.source")
 
 

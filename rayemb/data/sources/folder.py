@@ -12,8 +12,7 @@ from pydantic import Field
 
 from rayemb import storage
 from rayemb.data.sources.base import RawRow, Source, SourceError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+from rayemb.data.sources.images import IMAGE_SUFFIXES, with_images
 
 
 class FolderSource(Source):
@@ -42,13 +41,10 @@ class FolderSource(Source):
         return [pairs[i : i + self.rows_per_unit] for i in range(0, len(pairs), self.rows_per_unit)]
 
     def read(self, unit: Any) -> Iterator[RawRow]:
-        """The pairs of one unit; an image that is not there comes as None."""
-        for path, caption in unit:
-            try:
-                image = storage.read_bytes(storage.join(self.uri, path))
-            except storage.StorageError:
-                image = None
-            yield RawRow(id=path, image=image, text=caption, source=path)
+        """The pairs of one unit; an image that is not there is a problem of its row."""
+        rows = ((RawRow(id=path, image=None, text=caption, source=path), path or None) for path, caption in unit)
+        # Who lays links into his own folder means what they lead to.
+        return with_images(rows, self.uri, links=True)
 
     def _from_names(self) -> list[tuple[str, str | None]]:
         root = storage.normalise(self.uri)
@@ -82,7 +78,7 @@ def read_table(uri: str, *, where: str, text_columns: Sequence[str] = ()) -> pa.
     fs, path = storage.filesystem(uri)
     try:
         with fs.open_input_stream(path) as stream:
-            if path.endswith((".jsonl", ".json", ".ndjson")):
+            if re.search(r"\.(jsonl|json|ndjson)(\.\w+)?$", path):
                 return pa.json.read_json(stream)
             return pa.csv.read_csv(
                 stream,
