@@ -1,6 +1,6 @@
 """Whether the curation methods do what their papers say, on real data, with paired seeds.
 
-    .venv/bin/python jobs/bench/curation.py                     # everything: about 10 minutes of one core
+    .venv/bin/python jobs/bench/curation.py                     # everything: 6 minutes of one core
     .venv/bin/python jobs/bench/curation.py --parts labels condense --seeds 3
 
 Parts: `quality` (S147, S101), `mismatch` (S132), `labels` (S009), `condense` (S024), `coreset` (S071), `borders`

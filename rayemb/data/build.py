@@ -14,7 +14,7 @@ import ray
 
 from rayemb import storage
 from rayemb.data.config import CorpusConfig
-from rayemb.data.corpus import FORMAT, MANIFEST, SCHEMA, Corpus, CorpusError, Kind
+from rayemb.data.corpus import FORMAT, MANIFEST, SCHEMA, Corpus, CorpusError, Kind, parquet_bytes
 from rayemb.data.keys import keys_of, text_keys
 from rayemb.data.sources import RawRow
 from rayemb.data.sources.base import split_by_concept
@@ -156,7 +156,7 @@ class _Shards:
         rows = self._good.pop(split)
         self._bytes[split] = 0
         file = f"split={split}/{self._name(split)}.parquet"
-        data = _parquet(_table(rows, self.config.source.kind), self.config.row_group_rows)
+        data = parquet_bytes(_table(rows, self.config.source.kind), self.config.row_group_rows)
         storage.write_bytes(storage.join(self.uri, file), data)
         ids = np.array([_hash(row.id) for row in rows], dtype=np.uint64).tobytes()
         entry = {"split": split, "file": file, "rows": len(rows), "sha256": storage.sha256_bytes(data)}
@@ -241,7 +241,7 @@ def _drop_duplicates(reports: list[dict[str, Any]], uri: str) -> None:
         text = "another row before it has the same id"
         bad = [{"source": entry["file"], "id": i, "reason": "duplicate_id", "what": text, "rows": 1} for i in dropped]
         _write_quarantine(uri, f"duplicates-{entry['split']}-{entry['file'].rpartition('/shard-')[2][:-8]}", bad)
-        data = _parquet(table.filter(pa.array(kept)), group_rows)
+        data = parquet_bytes(table.filter(pa.array(kept)), group_rows)
         storage.write_bytes(file, data)
         entry.update(rows=int(kept.sum()), sha256=storage.sha256_bytes(data))
         report["reasons"] = dict(Counter(report["reasons"]) + Counter(duplicate_id=len(bad)))
@@ -298,16 +298,9 @@ def concept_of(row: RawRow) -> str:
     return row.concept.strip() or str(row.text).strip()
 
 
-def _parquet(table: pa.Table, row_group_rows: int) -> bytes:
-    sink = pa.BufferOutputStream()
-    # Images are compressed already; page checksums make a flipped bit an error instead of a wrong row.
-    pq.write_table(table, sink, row_group_size=row_group_rows, compression="zstd", write_page_checksum=True)
-    return bytes(sink.getvalue())
-
-
 def _write_quarantine(uri: str, name: str, bad: list[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist(bad, schema=QUARANTINE_SCHEMA)
-    storage.write_bytes(storage.join(uri, QUARANTINE, f"{name}.parquet"), _parquet(table, 1 << 16))
+    storage.write_bytes(storage.join(uri, QUARANTINE, f"{name}.parquet"), parquet_bytes(table, 1 << 16))
 
 
 def _bad_row(row: RawRow, reason: str, what: str) -> dict[str, Any]:

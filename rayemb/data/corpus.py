@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         pa.field("concept_key", pa.int64(), nullable=False),
     ]
 )
+_LONG = {"image", "query", "text", "texts", "negatives"}
 KEYS = ("query_key", "text_key", "concept_key")
 PAYLOAD = [SCHEMA.field(name) for name in ("text", "concept", "style", "license")] + [pa.field("split", pa.string())]
 
@@ -142,6 +143,22 @@ class Corpus:
         return files
 
 
+def parquet_bytes(table: pa.Table, row_group_rows: int) -> bytes:
+    """A table as a Parquet file: page checksums, so that a flipped bit is an error and not a wrong row."""
+    sink = pa.BufferOutputStream()
+    # Of long values, statistics are copies: every reader would carry images about in the footers.
+    statistics = [name for name in table.column_names if name not in _LONG]
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=row_group_rows,
+        compression="zstd",
+        write_page_checksum=True,
+        write_statistics=statistics,
+    )
+    return bytes(sink.getvalue())
+
+
 def read_row_group(group: RowGroup, columns: Sequence[str], shard: pq.ParquetFile | None = None) -> pa.Table:
     """The columns of one row group, page checksums verified (pyarrow reads a flipped bit silently otherwise).
 
@@ -180,5 +197,5 @@ def open_shard(file: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFi
 
 def _raise_outage(error: Exception, file: str) -> None:
     # What cannot be had now is not corrupt: to set its rows aside would make the data depend on the network.
-    if file.startswith("s3://") and "AWS Error" in str(error):
-        raise storage.StorageError(f"the storage does not answer ({error})", where=file) from error
+    if storage.is_store_failure(error):
+        raise storage.storage_error(error, file, "read") from error
