@@ -246,6 +246,9 @@ class ColumnReader:
             return self._kept[key]
         if self._attributes is not None and column in self._attributes.columns:
             values = self._attributes.read(group, column)
+        elif column not in _READERS:
+            there = (*_READERS, *(self._attributes.columns if self._attributes else ()))
+            raise CorpusError(f"there is no column {column!r}", where=group.file, fix=f"columns: {', '.join(there)}")
         else:
             try:
                 values = _READERS[column](group, self._kind)

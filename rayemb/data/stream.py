@@ -3,6 +3,9 @@
 One planner per run says which rows make up each step; every worker's decoders fetch their part of it. Of decoded
 rows there are never more than `prefetch` steps in the object store, of encoded ones `cache_mb` in each decoder: the
 memory of a stream does not depend on the size of its corpora.
+
+Actors, and not Ray Data's own iterator: that one has no position to go on from, and through it the same plan cost more
+CPU a row (`jobs/bench/RESULTS.md`). Building, curating and embedding, which have no order to keep, are Ray Data.
 """
 
 import time
@@ -19,10 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayemb.config import Config
 from rayemb.data.attributes import Attributes
-from rayemb.data.augment import AugmentConfig
 from rayemb.data.corpus import Corpus, CorpusError
 from rayemb.data.decode import (
-    CORPUS_COLUMNS,
     BadRow,
     ColumnReader,
     Decoder,
@@ -34,7 +35,7 @@ from rayemb.data.decode import (
 from rayemb.data.mix import CorpusEntry, MixConfig
 from rayemb.data.plan import GlobalBatch, Planner
 
-BEHIND = 4  # steps that a worker may be behind the first one before the planner has forgotten them
+BEHIND = 64  # steps that a worker may be behind the first one before the planner has forgotten them
 
 
 class LoaderConfig(Config):
@@ -114,7 +115,7 @@ class PlanServer:
         if step not in self._batches:
             return None
         batch = self._batches[step]
-        for old in [known for known in self._batches if known < step - BEHIND * self._world - 64]:
+        for old in [known for known in self._batches if known < step - BEHIND]:
             del self._batches[old]
         last = self._ahead is None and step == max(self._batches)
         rows = sum(len(part.ordinals) for part in batch.parts)
@@ -229,15 +230,3 @@ def open_stream(
     reference = ray.put(list(members))
     planner = PlanServer.remote(settings, reference, world)  # type: ignore[attr-defined]
     return Stream(planner, reference, decode, loader, int((settings.state or {}).get("step", 0)), world)
-
-
-__all__ = [
-    "CORPUS_COLUMNS",
-    "AugmentConfig",
-    "Batch",
-    "LoaderConfig",
-    "Stream",
-    "StreamSettings",
-    "open_members",
-    "open_stream",
-]

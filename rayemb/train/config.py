@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rayemb.config import Config
 from rayemb.data.augment import AugmentConfig
+from rayemb.data.decode import CORPUS_COLUMNS
 from rayemb.data.mix import CorpusEntry, MixConfig
 from rayemb.data.samplers import ClassBalancedConfig
 from rayemb.data.stream import LoaderConfig
@@ -145,6 +146,12 @@ class TrainConfig(Config):
                     )
         for name, corpus in self.corpora.items():
             sampler = corpus.sampler
+            column = getattr(sampler, "column", None)
+            if column is not None and sampler.attributes is None and column not in CORPUS_COLUMNS:
+                raise ValueError(
+                    f"corpora.{name}.sampler: a corpus has no column {column!r} to sample by (it has "
+                    f"{', '.join(CORPUS_COLUMNS)}); give an attribute table"
+                )
             if isinstance(sampler, ClassBalancedConfig):
                 if self.batch_size % sampler.per_class:
                     raise ValueError(

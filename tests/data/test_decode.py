@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayemb.data import Corpus
+from rayemb.data import Corpus, CorpusError
 from rayemb.data.augment import AugmentConfig, augmented, draws
 from rayemb.data.corpus import SCHEMA
 from rayemb.data.decode import ColumnReader, Decoder, DecodeSettings, Member, Piece, merged
@@ -189,6 +189,8 @@ def test_columns_for_planning(pairs: Corpus) -> None:
     assert read(groups, "concept").tolist() == keys_of([f"concept {n}" for n in rows]).tolist()
     assert read(groups, "id").tolist() == keys_of([f"row-{n}" for n in rows]).tolist()
     assert read(groups, "length").tolist() == [8] * 10
+    with pytest.raises(CorpusError, match="no column 'cluster'"):
+        read(groups, "cluster")
 
 
 def test_draws_are_uniform_and_a_rows_own() -> None:

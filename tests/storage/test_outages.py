@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pytest
 
 from rayemb import storage
 from rayemb.config import from_mapping
-from rayemb.data import CorpusConfig
+from rayemb.data import Corpus, CorpusConfig
+from rayemb.data.augment import AugmentConfig
+from rayemb.data.decode import Decoder, DecodeSettings, Member, Piece
+from rayemb.data.mix import CorpusEntry
 from rayemb.data.sources.files import open_stream
+from rayemb.models import TextTokenizer, TokenizerConfig
 from rayemb.storage import MissingError, StorageError
-from tests.data.corpora import png
+from tests.data.corpora import png, write_corpus
 from tests.data.formats import write
 from tests.data.test_sources_formats import upload
 from tests.storage.conftest import BUCKET
@@ -127,6 +132,27 @@ def test_an_outage_while_reading_is_an_error_and_no_bad_row(
     flaky.fail("rows/", times=50, status=503)
     with pytest.raises(StorageError, match=r"up to 1 attempt a request: AWS Error"):
         list(source.read(units[-1]))
+
+
+def test_a_training_stream_outlasts_a_short_outage_and_names_a_long_one(
+    flaky: FlakyServer, s3: str, tmp_path: Path, s3_endpoint: str
+) -> None:
+    write_corpus(tmp_path / "corpus", {"train": [20]})
+    for path in (tmp_path / "corpus").rglob("*.*"):
+        put(s3_endpoint, str(path.relative_to(tmp_path)), path.read_bytes())
+    corpus = Corpus.open(f"{s3}/corpus")
+    members = [Member(CorpusEntry(), corpus.kind, corpus.row_groups("train"), corpus.image_limits)]
+    tokenizer = TextTokenizer.train(["text"], TokenizerConfig(vocab_size=600))
+    decoder = Decoder(members, DecodeSettings(tokenizer, 8, 0, AugmentConfig()))
+    flaky.fail("shard-00000", times=2, status=503)
+    arrays, bad = decoder(Piece(0, ((0, np.arange(5)),)))
+    assert arrays["row"].tolist() == list(range(5))
+    assert bad == []
+    assert len(flaky.times) == 2
+    flaky.fail("shard-00000", times=50, status=503)
+    with pytest.raises(StorageError, match="503") as caught:
+        decoder(Piece(1, ((0, np.arange(10, 15)),)))
+    assert caught.value.where == f"{s3}/corpus/split=train/shard-00000.parquet"
 
 
 @pytest.mark.parametrize("status", [500, 403])

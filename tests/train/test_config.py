@@ -20,6 +20,7 @@ from rayemb.train import TrainConfig
         (["corpora={a: {}, b: {}, c: {}}", "loss={name: rzenembed, tasks: 2}"], "2 tasks and there are 3"),
         (["corpora.main.sampler={name: class_balanced, per_class: 3}"], r"batch_size \(256\) must be a multiple"),
         (["corpora.main.sampler={name: class_balanced}", "mix.distinct=[concept]"], "concept is what corpora"),
+        (["corpora.main.sampler={name: cluster_stratified}"], "no column 'cluster' to sample by"),
         (["corpora={}"], "at least 1 item"),
         (["corpora.main.uri=ftp://x/y"], "unknown scheme"),
         (["model.dim=64", "loss={name: matryoshka, dims: [32, 128], loss: {}}"], "dims has 128, the vectors have 64"),
