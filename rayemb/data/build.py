@@ -40,11 +40,11 @@ _OURS = re.compile(r"(split=[^/]+/shard-\d{5,}(-\d{3,})?|_quarantine/[^/]+)\.par
 def build_corpus(config: CorpusConfig, uri: str, *, progress: Progress | None = None) -> Corpus:
     """The corpus of `config` at `uri`; one that is already there and complete is used as it is.
 
-    Every unit of the source is one Ray Data task that reads, checks and writes its own shards, holding one shard of
-    each split at a time. Bad rows and damaged files are set aside in `_quarantine/` with their reason and place. The
-    driver holds 8 bytes a row, for finding duplicate ids. What comes out depends on config and source alone, not on
-    the number of workers or their timing. Needs a connected Ray. Raises CorpusError (no usable row, too many bad
-    ones), SourceError, or StorageError: a store that fails is never taken for bad rows.
+    The units of the source, several to a task if they are small, are read, checked and written as shards by Ray Data,
+    a task holding one shard of each split at a time. Bad rows and damaged files are set aside in `_quarantine/` with
+    their reason and place. The driver holds 8 bytes a row, for finding duplicate ids. What comes out depends on config
+    and source alone, not on the number of workers or their timing. Needs a connected Ray. Raises CorpusError (no
+    usable row, too many bad ones), SourceError, or StorageError: a store that fails is never taken for bad rows.
     """
     uri = storage.normalise(uri)
     fingerprint = storage.sha256_bytes(config.model_dump_json().encode())
@@ -97,28 +97,46 @@ def _clear(uri: str) -> None:
 
 def _run(units: list[Any], config: CorpusConfig, uri: str, progress: Progress | None) -> Iterator[dict[str, Any]]:
     def build(batch: dict[str, Any]) -> dict[str, list[Any]]:
-        return {"report": [_build_unit(int(index), units_ref, config, uri) for index in batch["index"]]}
+        return {"report": [_build_task(int(index), tasks_ref, config, uri) for index in batch["index"]]}
 
-    units_ref = ray.put(units)
-    dataset = ray.data.from_items([{"index": i} for i in range(len(units))], override_num_blocks=len(units))
+    tasks = _tasks(units, config.shard_rows)
+    tasks_ref = ray.put(tasks)
+    dataset = ray.data.from_items([{"index": i} for i in range(len(tasks))], override_num_blocks=len(tasks))
     for done, row in enumerate(dataset.map_batches(build, batch_size=1).iter_rows(), 1):
         if progress:
-            progress(done, len(units), f"{row['report']['rows']} rows")
+            progress(done, len(tasks), f"{row['report']['rows']} rows")
         yield row["report"]
 
 
-def _build_unit(index: int, units_ref: Any, config: CorpusConfig, uri: str) -> dict[str, Any]:
-    """Writes the shards of one unit; gives what the manifest needs to know of them."""
+def _tasks(units: list[Any], shard_rows: int) -> list[list[Any]]:
+    """The units in tasks of about a shard: a row group of 64 rows would make a file of its own for every split."""
+    tasks: list[list[Any]] = []
+    rows = 0
+    for unit in units:
+        # Of a unit that does not say how many rows it has, a task of its own.
+        own = unit.rows if getattr(unit, "part", None) is not None else shard_rows
+        if tasks and rows + own <= shard_rows:
+            tasks[-1].append(unit)
+            rows += own
+        else:
+            tasks.append([unit])
+            rows = own
+    return tasks
+
+
+def _build_task(index: int, tasks_ref: Any, config: CorpusConfig, uri: str) -> dict[str, Any]:
+    """Writes the shards of one task's units; gives what the manifest needs to know of them."""
     shards = _Shards(index, config, uri)
-    for row in config.source.read(ray.get(units_ref)[index]):
-        shards.add(row)
+    for unit in ray.get(tasks_ref)[index]:
+        for row in config.source.read(unit):
+            shards.add(row)
     shards.flush()
     rows = sum(entry["rows"] for entry in shards.files)
     return {"index": index, "files": shards.files, "rows": rows, "reasons": dict(shards.reasons)}
 
 
 class _Shards:
-    """What one unit writes. Rows gather per split until a shard is full; bad ones likewise."""
+    """What one task writes. Rows gather per split until a shard is full; bad ones likewise."""
 
     def __init__(self, index: int, config: CorpusConfig, uri: str) -> None:
         self.index, self.config, self.uri = index, config, uri

@@ -311,6 +311,20 @@ def test_the_corpus_does_not_depend_on_the_number_of_workers(built: Corpus, sour
     assert alone.manifest["splits"] == built.manifest["splits"]
 
 
+def test_small_units_share_a_shard(tmp_path: Path) -> None:
+    rows = [{"id": f"{n}", "text": f"text {n}", "concept": f"{n % 7}", "split": "train"} for n in range(95)]
+    (tmp_path / "source").mkdir()
+    for number in range(5):
+        part = pa.Table.from_pylist(rows[number * 19 : number * 19 + 19])
+        pq.write_table(part, tmp_path / f"source/{number}.parquet", row_group_size=3)
+    source = {"name": "parquet", "uri": str(tmp_path / "source")}
+    source["columns"] = {"image": None, "concept": "concept", "split": "split"}  # type: ignore[assignment]
+    config = from_mapping(CorpusConfig, {"source": source, "shard_rows": 50, "row_group_rows": 10})
+    corpus = build_corpus(config, str(tmp_path / "corpus"))
+    assert [entry["rows"] for entry in corpus.manifest["splits"]["train"]["files"]] == [50, 45]
+    assert corpus.column("train", "id") == [str(n) for n in range(95)]
+
+
 def test_a_folder_with_captions(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
