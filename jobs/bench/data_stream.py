@@ -82,7 +82,7 @@ def from_ray_data(icons: Path, tokenizer: TextTokenizer, processes: int, seed: i
     """Rows of each batch of the same plan, one block a batch, through Ray Data in order."""
     entries = {"icons": CorpusEntry(uri=str(icons / "corpus"), main_caption=1.0)}
     members = open_members(entries)
-    readers = {"icons": ColumnReader(members[0].kind)}
+    readers = {"icons": ColumnReader(members[0])}
     plan = Planner(entries, {"icons": members[0].groups}, readers, MixConfig(), batch_size=BATCH, seed=seed)
     rows = [np.sort(plan.next().parts[0].ordinals).tolist() for _ in range(400)]  # type: ignore[union-attr]
 

@@ -1,7 +1,7 @@
 """From rows of a plan to the arrays that a model is fed: read, decode, augment, tokenise."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 
 FOOTERS = 128
 ROW_BYTES = 1500  # of a row's objects, beyond their content
+
+
+CORPUS_COLUMNS = ("query", "text", "concept", "id", "length")  # that samplers may ask for
 
 
 class BadRow(NamedTuple):
@@ -231,8 +234,14 @@ class ColumnReader:
     Complexity: one read of small columns per row group, window and column; `most` row groups are held.
     """
 
-    def __init__(self, kind: Kind, attributes: Attributes | None = None, most: int = 8192) -> None:
-        self._kind, self._attributes, self._most = kind, attributes, most
+    def __init__(
+        self,
+        member: Member,
+        tokenizer: TextTokenizer | None = None,
+        attributes: Attributes | None = None,
+        most: int = 8192,
+    ) -> None:
+        self._member, self._tokenizer, self._attributes, self._most = member, tokenizer, attributes, most
         self._kept: OrderedDict[tuple[str, int, str], NDArray[Any]] = OrderedDict()
 
     def __call__(self, groups: Sequence[RowGroup], column: str) -> NDArray[Any]:
@@ -246,12 +255,12 @@ class ColumnReader:
             return self._kept[key]
         if self._attributes is not None and column in self._attributes.columns:
             values = self._attributes.read(group, column)
-        elif column not in _READERS:
-            there = (*_READERS, *(self._attributes.columns if self._attributes else ()))
+        elif column not in CORPUS_COLUMNS:
+            there = (*CORPUS_COLUMNS, *(self._attributes.columns if self._attributes else ()))
             raise CorpusError(f"there is no column {column!r}", where=group.file, fix=f"columns: {', '.join(there)}")
         else:
             try:
-                values = _READERS[column](group, self._kind)
+                values = self._read(group, column)
             except CorpusError:
                 # Its rows are told of where they are decoded; here they only must not be taken for one another.
                 values = -1 - np.arange(group.first, group.first + group.rows, dtype=np.int64)
@@ -260,34 +269,27 @@ class ColumnReader:
             self._kept.popitem(last=False)
         return values
 
-
-def _key(column: str) -> Callable[[RowGroup, Kind], NDArray[np.int64]]:
-    def read(group: RowGroup, kind: Kind) -> NDArray[np.int64]:
-        values: NDArray[np.int64] = read_row_group(group, [column]).column(0).to_numpy()
+    def _read(self, group: RowGroup, column: str) -> NDArray[np.int64]:
+        if column == "id":
+            return keys_of(read_row_group(group, ["id"]).column(0).to_pylist())
+        if column == "length":
+            return self._lengths(group)
+        values: NDArray[np.int64] = read_row_group(group, [f"{column}_key"]).column(0).to_numpy()
         return values
 
-    return read
-
-
-def _ids(group: RowGroup, kind: Kind) -> NDArray[np.int64]:
-    return keys_of(read_row_group(group, ["id"]).column(0).to_pylist())
-
-
-def _lengths(group: RowGroup, kind: Kind) -> NDArray[np.int64]:
-    names = ["query", "text"] if kind == "text_pair" else ["text"]
-    table = read_row_group(group, names)
-    texts = (table.column(name).to_pylist() for name in names)
-    return np.array([max(map(len, row)) for row in zip(*texts, strict=True)], dtype=np.int64)
-
-
-_READERS: Mapping[str, Callable[[RowGroup, Kind], NDArray[np.int64]]] = {
-    "query": _key("query_key"),
-    "text": _key("text_key"),
-    "concept": _key("concept_key"),
-    "id": _ids,
-    "length": _lengths,
-}
-CORPUS_COLUMNS = tuple(_READERS)
+    def _lengths(self, group: RowGroup) -> NDArray[np.int64]:
+        """The tokens of each row's text, or of its query if that is longer."""
+        if self._tokenizer is None:
+            raise CorpusError("lengths are of tokens, and there is no tokenizer", where=group.file)
+        entry, names = self._member.entry, ["query", "text"] if self._member.kind == "text_pair" else ["text"]
+        table = read_row_group(group, names)
+        lengths = []
+        for name in names:
+            prefix = entry.query_prefix if name == "query" else entry.text_prefix
+            tokens = self._tokenizer([prefix + text for text in table.column(name).to_pylist()])
+            lengths.append((tokens != 0).sum(1))
+        longest: NDArray[np.int64] = np.maximum.reduce(lengths).astype(np.int64)
+        return longest
 
 
 def merged(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

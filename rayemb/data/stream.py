@@ -34,6 +34,7 @@ from rayemb.data.decode import (
 )
 from rayemb.data.mix import CorpusEntry, MixConfig
 from rayemb.data.plan import GlobalBatch, Planner
+from rayemb.models import TextTokenizer
 
 BEHIND = 64  # steps that a worker may be behind the first one before the planner has forgotten them
 
@@ -87,10 +88,12 @@ class StepPiece(NamedTuple):
 class PlanServer:
     """The planner of a run. Started again after a failure it plans the same batches anew."""
 
-    def __init__(self, settings: StreamSettings, members: Sequence[Member], world: int) -> None:
+    def __init__(
+        self, settings: StreamSettings, members: Sequence[Member], tokenizer: TextTokenizer, world: int
+    ) -> None:
         names = list(settings.entries)
         readers = {
-            name: ColumnReader(member.kind, _attributes(member.entry))
+            name: ColumnReader(member, tokenizer, _attributes(member.entry))
             for name, member in zip(names, members, strict=True)
         }
         groups = {name: member.groups for name, member in zip(names, members, strict=True)}
@@ -228,5 +231,5 @@ def open_stream(
 ) -> Stream:
     """A stream for `world` workers; its planner lives as long as the handle is held. Needs a connected Ray."""
     reference = ray.put(list(members))
-    planner = PlanServer.remote(settings, reference, world)  # type: ignore[attr-defined]
+    planner = PlanServer.remote(settings, reference, decode.tokenizer, world)  # type: ignore[attr-defined]
     return Stream(planner, reference, decode, loader, int((settings.state or {}).get("step", 0)), world)

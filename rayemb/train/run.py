@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -192,7 +193,7 @@ def _proxies(loss: Any) -> int | None:
 # SPREAD: inside a Tune trial the default would put the task into the trial's placement group, which has no CPU.
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")  # type: ignore[untyped-decorator]
 def _concepts(member: Member) -> NDArray[np.int64]:
-    reader = ColumnReader(member.kind, most=1)
+    reader = ColumnReader(member, most=1)
     return np.unique(np.concatenate([np.unique(reader([group], "concept")) for group in member.groups]))
 
 
@@ -299,6 +300,9 @@ def _watch(log: Any, steps: int, progress: Progress | None) -> Iterator[None]:
 
 
 def _root(error: BaseException) -> str:
+    """What went wrong first, from the error's name on: a worker's comes with its whole traceback before it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[-400:]
+    text = str(error)
+    names = list(re.finditer(r"^[\w.]+(?:Error|Exception|Exit)\b", text, re.MULTILINE))
+    return " ".join(text[names[-1].start() if names else 0 :].split())[-1000:]

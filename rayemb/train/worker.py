@@ -177,7 +177,7 @@ def _validation_rows(job: Job, rank: int, world: int, device: torch.device) -> d
         raise RuntimeError(f"a validation row cannot be used: {bad[0].source}: {bad[0].what}")
     return {
         "batch": {name: torch.from_numpy(values).to(device) for name, values in arrays.items()},
-        "groups": ColumnReader(member.kind)(member.groups, "concept")[: share * world],
+        "groups": ColumnReader(member)(member.groups, "concept")[: share * world],
     }
 
 

@@ -182,13 +182,17 @@ def test_row_groups_are_read_once_while_they_fit(images: Corpus) -> None:
 
 def test_columns_for_planning(pairs: Corpus) -> None:
     groups = [pairs.row_groups("train")[i] for i in (7, 2)]
-    read = ColumnReader(pairs.kind)
+    entry = CorpusEntry(query_prefix="query: query: ")
+    read = ColumnReader(Member(entry, pairs.kind, pairs.row_groups("train"), pairs.image_limits), TOKENIZER)
     rows = [*range(35, 40), *range(10, 15)]
     assert read(groups, "text").tolist() == text_keys([f"text {n}" for n in rows]).tolist()
     assert read(groups, "query").tolist() == text_keys([f"query {n}" for n in rows]).tolist()
     assert read(groups, "concept").tolist() == keys_of([f"concept {n}" for n in rows]).tolist()
     assert read(groups, "id").tolist() == keys_of([f"row-{n}" for n in rows]).tolist()
-    assert read(groups, "length").tolist() == [8] * 10
+    # The query with its prefix is longer than the text.
+    lengths = [len(TOKENIZER([f"query: query: query {n}"])[0]) for n in rows]
+    assert read(groups, "length").tolist() == lengths
+    assert min(lengths) > len(TOKENIZER(["text 35"])[0])
     with pytest.raises(CorpusError, match="no column 'cluster'"):
         read(groups, "cluster")
 

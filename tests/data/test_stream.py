@@ -239,7 +239,9 @@ def test_ten_times_the_object_store_streams_through_a_bounded_memory(tmp_path: P
     corpus = write_corpus(tmp_path / "corpus", {"train": [1000] * 6}, group_rows=100)
     # A process of its own: this one is connected to the cluster of the other tests.
     command = [sys.executable, "-c", STREAM_ALL, corpus.uri]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
     assert found["rows"] == list(range(6000))
     assert found["bytes"] > 10 * (80 << 20)
     assert not found["spilled"]

@@ -120,7 +120,7 @@ def test_bad_rows_are_set_aside_and_too_many_end_the_run(ray_cluster: str, tmp_p
     bad = [row for part in parts for row in pq.read_table(part).to_pylist()]
     assert sorted(row["reason"] for row in bad) == ["corrupt_file"] * 10 + ["unreadable"]
     assert {row["source"].split(" row group ")[0] for row in bad} == {str(files[0]), str(files[1])}
-    with pytest.raises(TrainError, match=r"\d+ of 1\d00 rows could not be used \(.*corrupt_file"):
+    with pytest.raises(TrainError, match=r"BadRowsError.*\d+ of 1\d00 rows could not be used \(.*corrupt_file"):
         run(tmp_path / "strict", *options, "max_bad_fraction=0.005")
 
 

@@ -18,8 +18,9 @@ class Window(NamedTuple):
     """The rows that a sampler arranges together, as it sees them.
 
     rows:   how many there are; a sampler speaks of them as 0 .. rows - 1.
-    column: values `(rows,)` of a column: `query`, `text`, `concept` or `id` (63-bit keys), `length` (characters), or
-            one of the sampler's attribute table; `(rows, k)` where each row has a list of k values.
+    column: values `(rows,)` of a column: `query`, `text`, `concept` or `id` (63-bit keys), `length` (tokens of the
+            row's longest text, prefix included), or one of the sampler's attribute table; `(rows, k)` where each row
+            has a list of k values.
     ordinals: `(rows,)` the rows within their split, which is how an attribute table names other rows.
     """
 

@@ -16,7 +16,9 @@ class ClusterStratifiedConfig(Sampler):
     (Chakraborty et al., 2020), card S084: pseudo-labels by k-means keep rows of the same unknown class apart.
     The reference sorts its data once, so that all epochs have the same batches and the last ones hold only the
     largest clusters; here rows are shuffled within clusters each epoch, and clusters are drawn in proportion to what
-    they have left. `rayemb index clusters` makes the clusters of an embeddings table.
+    they have left. Clusters are unequal, so that k = B leaves more than half of the rows out of an epoch; k = 1.25 B
+    keeps as many false negatives away and uses 70 to 80 % (`jobs/bench/RESULTS.md`). `rayemb index clusters` makes
+    the clusters of an embeddings table.
     """
 
     name: Literal["cluster_stratified"] = "cluster_stratified"
@@ -24,7 +26,8 @@ class ClusterStratifiedConfig(Sampler):
     column: str = Field("cluster", description="column that holds the cluster of each row")
     rest: Literal["drop", "relax"] = Field(
         "drop",
-        description="rows for which no full batch within the quota is left: left out of the epoch, or batches of any",
+        description="when no full batch within the quota is left: leave the rest out of the epoch, or let the quota "
+        "grow by one, and so on to the last row",
     )
 
     @property
@@ -33,7 +36,7 @@ class ClusterStratifiedConfig(Sampler):
         return self.clusters
 
     def arrange(self, window: Window, size: int, rng: np.random.Generator) -> Arrangement:
-        """Batches within the quota, then the rest."""
+        """Batches within the quota, or as near to it as the rows allow."""
         rows = members(window.column(self.column), rng)
         quota = -(-size // max(1, len(rows)))
         return joined(stratified(rows, size, quota, rng, relax=self.rest == "relax"))
@@ -42,19 +45,20 @@ class ClusterStratifiedConfig(Sampler):
 def stratified(rows: list[Indexes], size: int, quota: int, rng: np.random.Generator, *, relax: bool) -> list[Indexes]:
     """Batches of `size` with at most `quota` of each cluster's `rows`; O(clusters * quota) per batch.
 
-    Clusters are drawn with probability proportional to the rows they have left. `relax`: what remains when no
-    full batch can be had within the quota is shuffled into batches all the same, the last of them short.
+    Clusters are drawn with probability proportional to the rows they have left. `relax`: where no full batch can be
+    had within the quota, it grows by one, and so on to the last row; the last batch is short.
     """
     left = np.array([len(part) for part in rows], dtype=np.int64)
     batches = []
-    while np.minimum(left, quota).sum() >= size:
+    while left.any():
+        while relax and quota < left.max() and np.minimum(left, quota).sum() < size:
+            quota += 1
+        if np.minimum(left, quota).sum() < size and not relax:
+            break
         took = _draw(left, size, quota, rng)
         batch = [rows[c][left[c] - n : left[c]] for c, n in zip(*took, strict=True)]
         left[took[0]] -= took[1]
         batches.append(rng.permutation(np.concatenate(batch)))
-    if relax and left.sum():
-        rest = rng.permutation(np.concatenate([part[:n] for part, n in zip(rows, left, strict=True)]))
-        batches += np.split(rest, range(size, len(rest), size))
     return batches
 
 

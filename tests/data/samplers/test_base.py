@@ -24,7 +24,7 @@ SAMPLERS = [
     ClusterStratifiedConfig(column="concept", rest="relax"),
     ClassBalancedConfig(per_class=2),
     LengthBucketedConfig(),
-    LengthBucketedConfig(max_characters=30),
+    LengthBucketedConfig(max_tokens=30),
     LocalityConfig(neighbours="x"),
     LocalityConfig(neighbours="x", search="walk"),
 ]

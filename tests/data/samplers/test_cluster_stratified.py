@@ -54,3 +54,19 @@ def test_pseudo_clusters_keep_rows_of_one_true_class_apart_on_digits() -> None:
     assert random == pytest.approx((counts * (counts - 1)).sum() / (1797 * 1796), abs=0.003)
     assert np.mean([same(found) for found in stratified]) < 0.65 * random
     assert stratified[0] != stratified[1]  # unlike the reference's
+
+
+@given(values=labels, size=st.integers(1, 16), seed=st.integers(0, 3))
+def test_relaxed_quotas_grow_no_further_than_they_must(values: list[int], size: int, seed: int) -> None:
+    sampler = ClusterStratifiedConfig(column="concept", rest="relax")
+    found = batches(sampler, window(concept=values), size, seed)
+    assert sorted(row for batch in found for row in batch) == list(range(len(values)))
+    assert all(len(batch) == size for batch in found[:-1])
+    left = np.bincount(values)
+    quota = -(-size // len(set(values)))
+    for batch in found:
+        taken = np.bincount(np.asarray(values)[batch], minlength=len(left))
+        while quota < left.max() and np.minimum(left, quota).sum() < size:
+            quota += 1
+        assert taken.max() <= quota
+        left = left - taken

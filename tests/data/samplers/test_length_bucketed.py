@@ -21,7 +21,7 @@ def test_texts_of_like_length_share_a_batch() -> None:
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=50), budget=st.integers(40, 200))
 def test_a_budget_bounds_rows_times_the_longest(lengths: list[int], budget: int) -> None:
-    found = batches(LengthBucketedConfig(max_characters=budget), window(length=lengths), 8)
+    found = batches(LengthBucketedConfig(max_tokens=budget), window(length=lengths), 8)
     assert all(len(batch) * max(lengths[row] for row in batch) <= budget for batch in found)
     # No two batches of like length could have been one.
     assert len(found) <= 2 * sum(lengths) / budget + len(lengths) / 8 + 40
