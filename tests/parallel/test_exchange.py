@@ -338,7 +338,9 @@ def test_others_raise_at_once_when_the_process_ends(tmp_path: Path) -> None:
         child.start()
     for child in children:
         child.join(60)
-    assert [child.exitcode for child in children] == [1, 0]
+    # What rank 1 saw is the claim, not how it ends: gloo's own threads may abort it as the interpreter shuts down.
+    assert children[0].exitcode == 1
+    assert children[1].exitcode is not None
     seconds, text = (tmp_path / "seen").read_text().split(" ", 1)
     assert float(seconds) < 10
     assert "onnection" in text
