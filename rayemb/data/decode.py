@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -194,6 +195,21 @@ class Decoder:
         }
 
 
+class Footers:
+    """The footers of the shards that were opened last: a shard is read from often, a row group at a time."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+
+    def open(self, file: str) -> pq.ParquetFile:
+        """The shard. Its footer is kept and the file is not: an open one holds on to all that was read of it last."""
+        shard = open_shard(file, self._kept.pop(file, None))
+        self._kept[file] = shard.metadata
+        if len(self._kept) > FOOTERS:
+            self._kept.popitem(last=False)
+        return shard
+
+
 class GroupCache:
     """Row groups as rows, the least recently used given up beyond `limit` bytes.
 
@@ -204,7 +220,7 @@ class GroupCache:
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes, self.reads = limit, 0, 0
         self._groups: OrderedDict[tuple[str, int], tuple[list[dict[str, Any]], int]] = OrderedDict()
-        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._footers = Footers()
 
     def rows(self, group: RowGroup, columns: Sequence[str]) -> list[dict[str, Any]]:
         """The rows of a row group. Raises CorpusError if it is corrupt, StorageError if it cannot be had."""
@@ -212,12 +228,7 @@ class GroupCache:
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key][0]
-        # The footer is kept and the file is not: an open one holds on to all that was read of it last.
-        shard = open_shard(group.file, self._footers.pop(group.file, None))
-        self._footers[group.file] = shard.metadata
-        if len(self._footers) > FOOTERS:
-            self._footers.popitem(last=False)
-        table = read_row_group(group, columns, shard)
+        table = read_row_group(group, columns, self._footers.open(group.file))
         self.reads += 1
         size = table.nbytes + ROW_BYTES * len(table)
         self._groups[key] = table.to_pylist(), size
@@ -243,6 +254,7 @@ class ColumnReader:
     ) -> None:
         self._member, self._tokenizer, self._attributes, self._most = member, tokenizer, attributes, most
         self._kept: OrderedDict[tuple[str, int, str], NDArray[Any]] = OrderedDict()
+        self._footers = Footers()
 
     def __call__(self, groups: Sequence[RowGroup], column: str) -> NDArray[Any]:
         """The column's values over these groups, one after the other; those of a corrupt group are `-1`."""
@@ -264,25 +276,35 @@ class ColumnReader:
             except CorpusError:
                 # Its rows are told of where they are decoded; here they only must not be taken for one another.
                 values = -1 - np.arange(group.first, group.first + group.rows, dtype=np.int64)
-        self._kept[key] = values
+        self._keep(group, column, values)
+        return values
+
+    def _keep(self, group: RowGroup, column: str, values: NDArray[Any]) -> None:
+        self._kept[group.file, group.index, column] = values
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
-        return values
 
     def _read(self, group: RowGroup, column: str) -> NDArray[np.int64]:
         if column == "id":
-            return keys_of(read_row_group(group, ["id"]).column(0).to_pylist())
+            return keys_of(self._table(group, ["id"]).column(0).to_pylist())
         if column == "length":
             return self._lengths(group)
-        values: NDArray[np.int64] = read_row_group(group, [f"{column}_key"]).column(0).to_numpy()
+        # All keys at once: who asks for one asks for another, and opening a shard costs more than a column.
+        table = self._table(group, KEYS)
+        for name in KEYS:
+            self._keep(group, name.removesuffix("_key"), table.column(name).to_numpy())
+        values: NDArray[np.int64] = table.column(f"{column}_key").to_numpy()
         return values
+
+    def _table(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
+        return read_row_group(group, columns, self._footers.open(group.file))
 
     def _lengths(self, group: RowGroup) -> NDArray[np.int64]:
         """The tokens of each row's text, or of its query if that is longer."""
         if self._tokenizer is None:
             raise CorpusError("lengths are of tokens, and there is no tokenizer", where=group.file)
         entry, names = self._member.entry, ["query", "text"] if self._member.kind == "text_pair" else ["text"]
-        table = read_row_group(group, names)
+        table = self._table(group, names)
         lengths = []
         for name in names:
             prefix = entry.query_prefix if name == "query" else entry.text_prefix

@@ -6,7 +6,7 @@ with any number of workers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,20 +52,37 @@ class GlobalBatch(NamedTuple):
     state: dict[str, Any]
 
 
+class Rows(NamedTuple):
+    """Rows `(n,)` of a corpus and, where a batch has none twice, their keys `(n, C)` int64 of C columns."""
+
+    ordinals: Ordinals
+    keys: NDArray[np.int64]
+
+    def of(self, indexes: Sequence[int]) -> "Rows":
+        """These rows alone."""
+        at = np.array(indexes, dtype=np.int64)
+        return Rows(self.ordinals[at], self.keys[at])
+
+
 class Seen:
-    """The keys that are in a batch already."""
+    """The keys that are in a batch already. A row's keys of different columns never equal each other."""
 
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.columns = columns
-        self.keys: list[set[int]] = [set() for _ in columns]
+    def __init__(self) -> None:
+        self._keys: set[int] = set()
 
-    def admit(self, keys: Sequence[int]) -> bool:
-        """Whether none of a row's keys was there; they are now."""
-        if any(key in seen for key, seen in zip(keys, self.keys, strict=True)):
-            return False
-        for key, seen in zip(keys, self.keys, strict=True):
-            seen.add(key)
-        return True
+    def admitted(self, rows: Rows, most: int) -> tuple[list[int], list[int]]:
+        """Indexes of the first rows, `most` at most, that share no key with the batch or each other; the others."""
+        chosen: list[int] = []
+        again: list[int] = []
+        for index, keys in enumerate(rows.keys.tolist()):
+            if len(chosen) == most:
+                return chosen, [*again, *range(index, len(rows.ordinals))]
+            if self._keys.isdisjoint(keys):
+                self._keys.update(keys)
+                chosen.append(index)
+            else:
+                again.append(index)
+        return chosen, again
 
 
 class RowStream:
@@ -85,16 +102,18 @@ class RowStream:
         size: int,
         seed: int,
         repeat: bool,
+        distinct: Sequence[str] = (),
         cursor: Cursor | None = None,
     ) -> None:
         self.groups, self.sampler, self.size, self.repeat = groups, sampler, size, repeat
         self.cursor = cursor or Cursor()
-        self._read = read
+        self._read, self._distinct = read, tuple(distinct)
         # By name, so that a corpus more or less in the mixture leaves the others' order as it is.
         self._seed = [seed, int(keys_of([name])[0])]
         self._rows = np.array([group.rows for group in groups], dtype=np.int64)
         self._epoch: tuple[int, list[NDArray[np.int64]]] | None = None
         self._window: tuple[tuple[int, int], _Arranged] | None = None
+        self._waiting = self._kept_back()
 
     @property
     def rows(self) -> int:
@@ -104,51 +123,73 @@ class RowStream:
     def take(self, number: int, seen: Seen | None = None) -> Ordinals:
         """The next `number` rows; fewer at the end, in a batch of the sampler's own making, or for want of others.
 
-        With `seen`, rows that share a key with it are kept back for the next batch. After 16 times as many tries the
-        batch stays short: there may be no others.
+        Where rows are to be distinct, those that share a key with `seen` are kept back for the next batch. After 16
+        times as many tries the batch stays short: there may be no others.
         """
-        if seen is None or not seen.columns:
-            return self._count(self._next(number))
-        chosen: list[int] = []
-        again: list[int] = []
-        tried = 0
+        if not self._distinct:
+            return self._count(self._next(number).ordinals)
+        seen = seen or Seen()
+        chosen: list[Ordinals] = []
+        again: list[Rows] = []
+        missing, tried = number, 0
         flush = self.cursor.ended
-        fresh, self.cursor.waiting = np.array(self.cursor.waiting, dtype=np.int64), []
+        fresh = self._waiting
         while True:
-            if len(fresh):
-                for ordinal, keys in zip(fresh.tolist(), self._keys(fresh, seen.columns), strict=True):
-                    if len(chosen) < number and seen.admit(keys):
-                        chosen.append(ordinal)
-                    else:
-                        again.append(ordinal)
-            if len(chosen) == number or tried >= MOST_TRIED * number or (chosen and self.sampler.whole_batches):
+            these, others = seen.admitted(fresh, missing)
+            chosen.append(fresh.ordinals[these])
+            again.append(fresh.of(others))
+            missing -= len(these)
+            whole = self.sampler.whole_batches and missing < number
+            if not missing or tried >= MOST_TRIED * number or whole:
                 break
-            fresh = self._next(number - len(chosen))
-            tried += len(fresh)
-            if not len(fresh):
+            fresh = self._next(missing)
+            tried += len(fresh.ordinals)
+            if not len(fresh.ordinals):
                 break
-        if self.sampler.whole_batches or flush:
-            # Moved into the next batch they would break what that one was made for; at the end there is no next one.
-            self.cursor.left_out += len(again)
-        else:
-            keep = MOST_WAITING * self.size
-            self.cursor.left_out += max(0, len(again) - keep)
-            self.cursor.waiting = again[-keep:]
-        return self._count(np.array(chosen, dtype=np.int64))
+        # Moved into the next batch they would break what a sampler made it for; at the end there is no next one.
+        self._keep_back(_joined(again), 0 if self.sampler.whole_batches or flush else MOST_WAITING * self.size)
+        return self._count(np.concatenate(chosen))
+
+    def _keep_back(self, rows: Rows, most: int) -> None:
+        """Makes these rows wait for the next batch, the latest `most` of them."""
+        over = max(0, len(rows.ordinals) - most)
+        self.cursor.left_out += over
+        self._waiting = Rows(rows.ordinals[over:], rows.keys[over:])
+        self.cursor.waiting = self._waiting.ordinals.tolist()
+
+    def _kept_back(self) -> Rows:
+        """The cursor's waiting rows with their keys, which are read again."""
+        waiting = np.array(self.cursor.waiting, dtype=np.int64)
+        starts = np.array([group.first for group in self.groups], dtype=np.int64)
+        at = np.searchsorted(starts, waiting, side="right") - 1
+        used, inverse = np.unique(at, return_inverse=True)
+        groups = [self.groups[i] for i in used]
+        offsets = np.cumsum([0, *(group.rows for group in groups)])[:-1]
+        return Rows(waiting, self._keys(groups)[offsets[inverse] + waiting - starts[at]])
+
+    def _keys(self, groups: Sequence[RowGroup]) -> NDArray[np.int64]:
+        """The keys `(n, C)` of all rows of these groups, salted by column: a query may equal a text and is no copy."""
+        rows = sum(group.rows for group in groups)
+        if not rows or not self._distinct:
+            return np.zeros((rows, len(self._distinct)), dtype=np.int64)
+        salts = keys_of(self._distinct)
+        columns = [self._read(groups, column) ^ salt for column, salt in zip(self._distinct, salts, strict=True)]
+        return np.stack(columns, axis=1).astype(np.int64)
 
     def _count(self, rows: Ordinals) -> Ordinals:
         self.cursor.taken += len(rows)
         return rows
 
-    def _next(self, number: int) -> Ordinals:
+    def _next(self, number: int) -> Rows:
         """The next `number` rows as the sampler gives them, moving the cursor."""
-        parts: list[Ordinals] = []
+        parts: list[Rows] = []
         missing, empty = number, 0
         while missing and not self.cursor.ended:
             arranged = self._arranged()
             stop = min(arranged.stop(self.cursor.offset), self.cursor.offset + missing)
             if stop > self.cursor.offset:
-                parts.append(arranged.ordinals[self.cursor.offset : stop])
+                these = slice(self.cursor.offset, stop)
+                parts.append(Rows(arranged.ordinals[these], arranged.keys[these]))
                 missing -= stop - self.cursor.offset
                 self.cursor.offset = stop
                 empty = 0
@@ -162,7 +203,7 @@ class RowStream:
                 )
             if parts and self.sampler.whole_batches:
                 break
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        return _joined(parts) if parts else Rows(np.zeros(0, dtype=np.int64), self._keys([]))
 
     @property
     def _name(self) -> str:
@@ -196,25 +237,20 @@ class RowStream:
             rng = np.random.default_rng([*self._seed, *at])
             window = Window(len(ordinals), lambda column: self._read(groups, column), ordinals)
             arrangement = self.sampler.arrange(window, self.size, rng)
-            self._window = at, _Arranged(ordinals[arrangement.order], arrangement, len(ordinals))
+            self._window = at, _Arranged(ordinals, self._keys(groups), arrangement)
         return self._window[1]
 
-    def _keys(self, ordinals: Ordinals, columns: Sequence[str]) -> Iterator[tuple[int, ...]]:
-        """The keys of rows, one tuple each."""
-        starts = np.array([group.first for group in self.groups], dtype=np.int64)
-        at = np.searchsorted(starts, ordinals, side="right") - 1
-        used, inverse = np.unique(at, return_inverse=True)
-        groups = [self.groups[i] for i in used]
-        offsets = np.concatenate([[0], np.cumsum([group.rows for group in groups])[:-1]])
-        rows = offsets[inverse] + ordinals - starts[at]
-        return zip(*(np.asarray(self._read(groups, column))[rows].tolist() for column in columns), strict=True)
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 class _Arranged:
     """A window as its sampler arranged it."""
 
-    def __init__(self, ordinals: Ordinals, arrangement: Arrangement, rows: int) -> None:
-        self.ordinals, self.rows, self._ends = ordinals, rows, arrangement.ends
+    def __init__(self, ordinals: Ordinals, keys: NDArray[np.int64], arrangement: Arrangement) -> None:
+        self.ordinals, self.keys = ordinals[arrangement.order], keys[arrangement.order]
+        self.rows, self._ends = len(ordinals), arrangement.ends
 
     def stop(self, offset: int) -> int:
         """Where the batch that begins at `offset` must end at the latest."""
@@ -257,6 +293,7 @@ class Planner:
                     size=batch_size,
                     seed=seed,
                     repeat=mix.exhausted == "repeat",
+                    distinct=mix.distinct,
                     cursor=Cursor(**state["corpora"][name]) if state else None,
                 )
             )
@@ -266,7 +303,8 @@ class Planner:
     @property
     def state(self) -> dict[str, Any]:
         """What another planner of the same config needs to go on from here; fits JSON."""
-        corpora = {name: asdict(stream.cursor) for name, stream in zip(self.names, self.streams, strict=True)}
+        # Not by `asdict`, which copies the waiting rows one by one.
+        corpora = {name: {**vars(stream.cursor)} for name, stream in zip(self.names, self.streams, strict=True)}
         return {"step": self.step, "credit": self._credit.tolist(), "corpora": corpora}
 
     def __iter__(self) -> Iterator[GlobalBatch]:
@@ -301,7 +339,7 @@ class Planner:
             one = in_turn(share, self._credit) if self.mix.order == "round_robin" else drawn(share, rng)
             counts = np.zeros(len(share), dtype=np.int64)
             counts[one] = self.batch_size
-        seen = Seen(self.mix.distinct)
+        seen = Seen()
         parts = []
         for corpus in np.flatnonzero(counts):
             rows = self.streams[corpus].take(int(counts[corpus]), seen)
