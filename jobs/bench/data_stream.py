@@ -176,7 +176,7 @@ def throughput(icons: Path, processes: list[int], rounds: int, rows: int) -> Non
         ours, theirs = (statistics.median(turn[0] for turn in found[name]) for name in ("rayemb", "webdataset"))
         cpu = [statistics.median(turn[1] for turn in found[name]) for name in ("rayemb", "webdataset")]
         print(
-            f"\n{count} process(es): {ours / theirs:.2f} x webdataset's rows/s, "
+            f"\n{count} decoding processes: {ours / theirs:.2f} x webdataset's rows/s, "
             f"{cpu[0] / cpu[1]:.2f} x per CPU second\n"
         )
 
