@@ -25,8 +25,9 @@ from rayemb.data.stream import StreamSettings, open_members, open_stream
 from rayemb.errors import RayembError
 from rayemb.models import Model, ModelError, TextTokenizer
 from rayemb.progress import Progress
+from rayemb.train.checkpoints import POSITION
 from rayemb.train.config import TrainConfig
-from rayemb.train.worker import POSITION, Job, run_worker
+from rayemb.train.worker import Job, run_worker
 
 logger = logging.getLogger(__name__)
 
