@@ -1,8 +1,8 @@
 """The model artefact: a directory with weights, tokenizer and `rayemb.json`, whose digest names the model."""
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -10,20 +10,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from rayemb import __version__, storage
 from rayemb.config import ConfigError, from_mapping
-from rayemb.errors import RayembError
+from rayemb.models.card import Facts, card
+from rayemb.models.errors import ModelError
 from rayemb.models.images import ImageLimits, decode_image, image_tensor
 from rayemb.models.tokenizer import TextTokenizer
 from rayemb.models.two_tower import TwoTower, TwoTowerConfig
 
+T = TypeVar("T")
 FORMAT = 1
 WEIGHTS, TOKENIZER, MANIFEST, CARD = "model.safetensors", "tokenizer.json", "rayemb.json", "README.md"
-
-
-class ModelError(RayembError):
-    """A model directory that is missing, incomplete, or not what its manifest says."""
 
 
 class Model:
@@ -37,59 +36,91 @@ class Model:
         self, network: TwoTower, tokenizer: TextTokenizer, info: dict[str, Any] | None = None, digest: str | None = None
     ) -> None:
         self.network = network.eval()
+        network.eval()  # a trainer says otherwise; pretrained networks have dropout
         self.tokenizer = tokenizer
         self.info = info or {}
         self.digest = digest
 
     @classmethod
     def create(cls, config: TwoTowerConfig, tokenizer: TextTokenizer, seed: int) -> "Model":
-        """An untrained model; the same seed gives the same weights."""
+        """A model to be trained: its random weights by the seed, pretrained ones from where the config says.
+
+        Raises ModelError if parts do not fit together, or pretrained weights cannot be had.
+        """
+        config = config.resolved()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(TwoTower(config, tokenizer.vocab_size), tokenizer)
+            network = TwoTower(config, tokenizer.vocab_size)
+        config.text.load_weights(network.text)
+        for prompt in (config.prompts.query, config.prompts.text):
+            if len(tokenizer([prompt])[0]) >= tokenizer.max_length:
+                raise ModelError(
+                    f"the prompt {prompt[:40]!r} leaves no room for a text in {tokenizer.max_length} tokens",
+                    where="model.prompts",
+                    fix="a shorter prompt, or a larger model.tokenizer.max_length",
+                )
+        return cls(network, tokenizer)
 
     @property
     def dim(self) -> int:
         """Dimension D of the vectors."""
         return self.network.config.dim
 
+    @property
+    def facts(self) -> Facts:
+        """What a model card tells of it."""
+        return Facts(self.network.config, self.info, self.digest)
+
     # -- encoding ------------------------------------------------------------------------------------------
 
-    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> NDArray[np.float32]:
-        """Unit vectors `(N, D)` float32 of `texts`."""
-        return self._embed(
-            (torch.from_numpy(self.tokenizer(texts[i : i + batch_size])) for i in range(0, len(texts), batch_size)),
-            self.network.encode_text,
-        )
+    def embed_texts(
+        self, texts: Sequence[str], batch_size: int = 256, *, kind: Literal["query", "text"] = "text"
+    ) -> NDArray[np.float32]:
+        """Unit vectors `(N, D)` float32 of `texts`, behind the model's prompt of that kind if it has one."""
+        prompts = self.network.config.prompts
+        prompt = prompts.query if kind == "query" else prompts.text
+
+        def encode(part: Sequence[str]) -> Tensor:
+            ids, skips = (
+                torch.from_numpy(array).to(self._device) for array in self.tokenizer.with_prompt(part, prompt)
+            )
+            return self.network.encode_text(ids, None if prompts.pooled else skips)
+
+        return self._embed(encode, (texts[i : i + batch_size] for i in range(0, len(texts), batch_size)))
 
     def embed_images(
         self, images: Sequence[bytes | Image.Image], batch_size: int = 256, limits: ImageLimits | None = None
     ) -> NDArray[np.float32]:
         """Unit vectors `(N, D)` float32 of encoded images (or RGB pictures). Raises ImageError for a bad one."""
 
-        def batches() -> Iterable[torch.Tensor]:
+        def batches() -> Iterable[NDArray[np.uint8]]:
             for start in range(0, len(images), batch_size):
-                part = images[start : start + batch_size]
-                yield torch.from_numpy(np.stack([self.pixels(image, limits) for image in part]))
+                yield np.stack([self.pixels(image, limits) for image in images[start : start + batch_size]])
 
-        return self._embed(batches(), self.network.encode_image)
+        return self._embed(self._encode_pixels, batches())
 
     def embed_pixels(self, pixels: NDArray[np.uint8], batch_size: int = 256) -> NDArray[np.float32]:
         """Unit vectors `(N, D)` float32 of prepared pixels `(N, 3, S, S)` uint8."""
-        return self._embed(
-            (torch.from_numpy(pixels[i : i + batch_size]) for i in range(0, len(pixels), batch_size)),
-            self.network.encode_image,
-        )
+        return self._embed(self._encode_pixels, (pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)))
 
     def pixels(self, image: bytes | Image.Image, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
         """What the image tower sees of one image: `(3, S, S)` uint8."""
         picture = decode_image(image, limits) if isinstance(image, bytes) else image
-        return image_tensor(picture, self.network.config.image.image_size)
+        size = self.network.config.image_size
+        if not size:
+            raise ModelError("the model has no image tower", fix="search it by text")
+        return image_tensor(picture, size)
 
-    def _embed(self, batches: Iterable[torch.Tensor], encode: Any) -> NDArray[np.float32]:
-        device = next(self.network.parameters()).device
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _encode_pixels(self, pixels: NDArray[np.uint8]) -> Tensor:
+        return self.network.encode_image(torch.from_numpy(pixels).to(self._device))
+
+    def _embed(self, encode: Callable[[T], Tensor], batches: Iterable[T]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            parts = [encode(batch.to(device)).float().cpu().numpy() for batch in batches]
+            parts = [encode(batch).float().cpu().numpy() for batch in batches]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     # -- the artefact --------------------------------------------------------------------------------------
@@ -112,7 +143,7 @@ class Model:
         self.digest = storage.sha256_bytes(text)
         for name, data in files.items():
             storage.write_bytes(storage.join(uri, name), data)
-        storage.write_bytes(storage.join(uri, CARD), _card(manifest, self.digest).encode())
+        storage.write_bytes(storage.join(uri, CARD), card(self.facts).encode())
         storage.write_bytes(storage.join(uri, MANIFEST), text)
         return self.digest
 
@@ -160,14 +191,3 @@ def _manifest(uri: str) -> tuple[bytes, dict[str, Any]]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "files" not in manifest:
         raise ModelError(f"{MANIFEST} is not of format {FORMAT}", where=uri, fix="use the rayemb that wrote it")
     return text, manifest
-
-
-def _card(manifest: dict[str, Any], digest: str) -> str:
-    info = json.dumps({k: v for k, v in manifest.items() if k not in ("files",)}, indent=2, ensure_ascii=False)
-    return (
-        "# A rayemb two-tower model\n\n"
-        f"Digest `{digest}`. Images and texts become unit vectors of {manifest['dim']} dimensions; compare them by "
-        'inner product.\n\n```python\nfrom rayemb.models import Model\n\nmodel = Model.load("path/to/this/folder")\n'
-        'model.embed_texts(["red heart"])       # (1, D) float32\n```\n\n'
-        f"```json\n{info}\n```\n"
-    )

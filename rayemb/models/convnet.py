@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayemb.config import Config
+from rayemb.models.towers import ImageTower, ImageTowerConfig
 
 
-class ConvNetConfig(Config):
+class ConvNetConfig(ImageTowerConfig):
     """Stages of depthwise-convolution blocks; each stage halves the resolution of the one before."""
 
     name: Literal["convnet"] = "convnet"
@@ -26,6 +26,10 @@ class ConvNetConfig(Config):
         if self.image_size % (self.patch * 2 ** (len(self.widths) - 1)):
             raise ValueError("image_size must be a multiple of patch * 2^(stages - 1)")
         return self
+
+    def build(self) -> ImageTower:
+        """The tower, with random weights."""
+        return ConvNet(self)
 
 
 class _ChannelNorm(nn.Module):
@@ -54,12 +58,12 @@ class _Block(nn.Module):
         return out
 
 
-class ConvNet(nn.Module):
+class ConvNet(ImageTower):
     """Pixels `(B, 3, S, S)` uint8 to features `(B, E)`, E = the last width."""
 
     def __init__(self, config: ConvNetConfig) -> None:
         super().__init__()
-        self.features = config.widths[-1]
+        self.features, self.image_size = config.widths[-1], config.image_size
         layers: list[nn.Module] = [nn.Conv2d(3, config.widths[0], config.patch, stride=config.patch)]
         for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
             if stage:

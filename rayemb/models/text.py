@@ -1,4 +1,4 @@
-"""A pre-norm text transformer with mean pooling."""
+"""A pre-norm text transformer."""
 
 from typing import Literal
 
@@ -7,12 +7,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayemb.config import Config
+from rayemb.models.tokenizer import PADDING
+from rayemb.models.towers import TextTower, TextTowerConfig
 
 # Shapes: B batch, L tokens, E width, H heads, D embedding.
 
 
-class TextTransformerConfig(Config):
+class TextTransformerConfig(TextTowerConfig):
     """Pre-norm transformer encoder over token ids."""
 
     name: Literal["transformer"] = "transformer"
@@ -21,6 +22,7 @@ class TextTransformerConfig(Config):
     heads: int = Field(4, gt=0, description="attention heads; divides width")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over E")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, on attention and MLP outputs")
+    causal: bool = Field(False, description="whether a token sees only those before it, as in a decoder")
 
     @model_validator(mode="after")
     def _divides(self) -> "TextTransformerConfig":
@@ -28,33 +30,38 @@ class TextTransformerConfig(Config):
             raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
         return self
 
+    def build(self, vocab_size: int, max_length: int) -> TextTower:
+        """The tower, with random weights."""
+        return TextTransformer(self, vocab_size, max_length)
+
 
 class _Block(nn.Module):
     def __init__(self, config: TextTransformerConfig) -> None:
         super().__init__()
         width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.heads = config.heads
+        self.scale = (width // config.heads) ** -0.5 / config.attention_temperature
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BLE: Tensor, mask_B11L: Tensor) -> Tensor:
+    def forward(self, x_BLE: Tensor, mask_B1LL: Tensor) -> Tensor:
         B, L, E = x_BLE.shape
         q, k, v = self.qkv(self.norm_attention(x_BLE)).view(B, L, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11L)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1LL, scale=self.scale)
         x_BLE = x_BLE + self.dropout(self.out(attended.transpose(1, 2).reshape(B, L, E)))
         hidden = F.gelu(self.up(self.norm_mlp(x_BLE)))
         out: Tensor = x_BLE + self.dropout(self.down(hidden))
         return out
 
 
-class TextTransformer(nn.Module):
-    """Token ids `(B, L)` int64, 0 = padding, to features `(B, E)`: the mean over the real tokens."""
+class TextTransformer(TextTower):
+    """Token ids to the states of its blocks; those of the last one are normed."""
 
     def __init__(self, config: TextTransformerConfig, vocab_size: int, max_length: int) -> None:
         super().__init__()
-        self.features = config.width
+        self.features, self.layers, self.causal = config.width, config.depth, config.causal
         self.tokens = nn.Embedding(vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(max_length, config.width))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
@@ -62,13 +69,16 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """Features `(B, E)` in the compute dtype."""
-        real_BL = ids_BL != 0
-        x = self.tokens(ids_BL) + self.positions[: ids_BL.shape[1]]
+    def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
+        """States `(B, L, E)` in the compute dtype."""
+        real_BL = ids_BL != PADDING
+        x = self.tokens(ids_BL.clamp(min=0)) + self.positions[: ids_BL.shape[1]]
         mask = real_BL[:, None, None, :]
+        if self.causal:
+            mask = mask & torch.ones(mask.shape[-1], mask.shape[-1], dtype=torch.bool, device=mask.device).tril()
+        states = []
         for block in self.blocks:
             x = block(x, mask)
-        x = self.norm(x) * real_BL[..., None]
-        pooled: Tensor = x.sum(1) / real_BL.sum(1, keepdim=True).clamp(min=1)
-        return pooled
+            states.append(x)
+        states[-1] = self.norm(x)
+        return states if every_layer else states[-1:]

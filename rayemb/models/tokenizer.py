@@ -1,16 +1,20 @@
 """Texts to token ids, through the `tokenizers` library; a tokenizer is one `tokenizer.json` anyone can open."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from rayemb import storage
 from rayemb.config import Config
+from rayemb.models.errors import ModelError
 
 PAD, CLS, UNK = "[PAD]", "[CLS]", "[UNK]"
+# Where a text has no token. No id of any vocabulary: a pretrained one has its own idea of padding, or none.
+PADDING = -1
 
 
 class TokenizerConfig(Config):
@@ -19,6 +23,25 @@ class TokenizerConfig(Config):
     name: Literal["bpe"] = "bpe"
     vocab_size: int = Field(8192, ge=512, description="tokens, the 256 bytes included")
     max_length: int = Field(24, ge=2, description="tokens per text, [CLS] included; longer texts are cut")
+
+
+class PretrainedTokenizerConfig(Config):
+    """The tokenizer that a pretrained text tower was trained with."""
+
+    name: Literal["pretrained"] = "pretrained"
+    source: str | None = Field(
+        None, description="directory with a tokenizer.json, path or URI; null: the source of the text tower"
+    )
+    max_length: int = Field(128, ge=2, description="tokens per text, special ones included; longer texts are cut")
+
+
+def _named(value: Any) -> Any:
+    return {"name": "bpe", **value} if isinstance(value, dict) else value
+
+
+AnyTokenizer = Annotated[
+    TokenizerConfig | PretrainedTokenizerConfig, Field(discriminator="name"), BeforeValidator(_named)
+]
 
 
 class TextTokenizer:
@@ -56,6 +79,18 @@ class TextTokenizer:
         """The tokenizer of a `tokenizer.json`."""
         return cls(Tokenizer.from_str(text), max_length)
 
+    @classmethod
+    def from_source(cls, source: str, max_length: int) -> "TextTokenizer":
+        """The tokenizer of a directory, path or URI. Raises ModelError if it has no tokenizer.json."""
+        try:
+            return cls.from_json(storage.read_bytes(storage.join(source, "tokenizer.json")).decode(), max_length)
+        except storage.StorageError as error:
+            raise ModelError(
+                f"tokenizer.json: {error.what}", where=source, fix="save it with a fast tokenizer of transformers"
+            ) from error
+        except Exception as error:  # the library raises plain Exception for what it cannot read
+            raise ModelError(f"tokenizer.json cannot be read ({error})", where=source) from error
+
     def to_json(self) -> str:
         """The content of `tokenizer.json`."""
         return str(self.tokenizer.to_str())
@@ -65,14 +100,31 @@ class TextTokenizer:
         """Number of tokens, the special ones included."""
         return int(self.tokenizer.get_vocab_size())
 
+    def with_prompt(self, texts: Sequence[str], prompt: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token ids `(B, L)` of the texts behind a prompt, and how many of each row's are the prompt's, `(B,)` int64.
+
+        The prompt's are those that end within it, and whatever special tokens stand before them; 0 without a prompt.
+        One is always left, if only of an empty text.
+        """
+        rows = self.tokenizer.encode_batch([prompt + text for text in texts])
+        skips = np.zeros(len(rows), dtype=np.int64)
+        if prompt:
+            for number, row in enumerate(rows):
+                # A special token has an empty span.
+                spans = [index for index, (start, end) in enumerate(row.offsets) if start < end <= len(prompt)]
+                skips[number] = min(max(spans, default=-1) + 1, len(row.ids) - 1)
+        return _padded([row.ids for row in rows]), skips
+
     def __call__(self, texts: Sequence[str], *, pad_to: int | None = None) -> NDArray[np.int64]:
-        """Token ids `(B, L)` int64, padded with 0 (`[PAD]`) to the longest text, or to `pad_to`."""
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
-        width = pad_to or max((len(row) for row in rows), default=1)
-        ids = np.zeros((len(rows), width), dtype=np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-        return ids
+        """Token ids `(B, L)` int64, padded with -1 to the longest text, or to `pad_to`."""
+        return _padded([encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))], pad_to)
 
     def __reduce__(self) -> tuple[object, ...]:
         return TextTokenizer.from_json, (self.to_json(), self.max_length)
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int | None = None) -> NDArray[np.int64]:
+    ids = np.full((len(rows), width or max((len(row) for row in rows), default=1)), PADDING, dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    return ids

@@ -4,42 +4,77 @@ import pytest
 import torch
 
 from rayemb.config import ConfigError, from_mapping
-from rayemb.models import TextTransformer, TextTransformerConfig
+from rayemb.models import PADDING, TextTransformer, TextTransformerConfig
+from rayemb.models.pooling.base import masked_mean
 
 CONFIG = TextTransformerConfig(width=32, depth=2, heads=4)
 
 
-def tower(dropout: float = 0.0) -> TextTransformer:
+def tower(dropout: float = 0.0, causal: bool = False) -> TextTransformer:
     torch.manual_seed(0)
-    config = CONFIG.model_copy(update={"dropout": dropout})
+    config = CONFIG.model_copy(update={"dropout": dropout, "causal": causal})
     return TextTransformer(config, vocab_size=50, max_length=12).eval()
+
+
+def pooled(network: TextTransformer, ids: torch.Tensor) -> torch.Tensor:
+    (states,) = network(ids)
+    return masked_mean(states, ids != PADDING)
 
 
 def test_shape_and_dtype() -> None:
     ids = torch.randint(1, 50, (3, 7))
-    assert tower()(ids).shape == (3, 32)
-    assert tower()(ids).dtype == torch.float32
-    assert tower().double()(ids).dtype == torch.float64
+    assert tower()(ids)[0].shape == (3, 7, 32)
+    assert tower()(ids)[0].dtype == torch.float32
+    assert tower().double()(ids)[0].dtype == torch.float64
+
+
+def test_the_states_of_every_layer_end_with_those_of_the_last() -> None:
+    ids = torch.randint(1, 50, (3, 7))
+    network = tower()
+    first, last = network(ids, every_layer=True)
+    assert torch.equal(last, network(ids)[0])
+    assert not torch.equal(first, last)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_causal_attention_sees_nothing_of_what_follows(causal: bool) -> None:
+    ids = torch.tensor([[1, 9, 33, 4]])
+    other = torch.tensor([[1, 9, 33, 5]])
+    network = tower(causal=causal)
+    (one,), (two,) = network(ids), network(other)
+    assert torch.equal(one[:, :3], two[:, :3]) == causal
+    assert not torch.equal(one[:, 3], two[:, 3])
+
+
+def test_attention_temperature_is_one_over_a_factor_of_the_queries() -> None:
+    ids = torch.randint(1, 50, (3, 7))
+    softened = TextTransformer(CONFIG.model_copy(update={"attention_temperature": 0.8}), 50, 12).eval()
+    plain = tower()
+    softened.load_state_dict(plain.state_dict())
+    for block in plain.blocks:
+        block.qkv.weight.data[:32] /= 0.8
+        block.qkv.bias.data[:32] /= 0.8
+    torch.testing.assert_close(softened(ids)[0], plain(ids)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("padding", [1, 5, 9])
 def test_padding_does_not_change_a_vector(padding: int) -> None:
-    ids = torch.tensor([[1, 9, 33], [1, 7, 0]])
+    ids = torch.tensor([[1, 9, 33], [1, 7, -1]])
     network = tower().double()
-    padded = torch.nn.functional.pad(ids, (0, padding))
-    torch.testing.assert_close(network(padded), network(ids), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(network(ids)[1:], network(ids[1:, :2]), rtol=1e-12, atol=1e-12)
+    padded = torch.nn.functional.pad(ids, (0, padding), value=PADDING)
+    torch.testing.assert_close(pooled(network, padded), pooled(network, ids), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pooled(network, ids)[1:], pooled(network, ids[1:, :2]), rtol=1e-12, atol=1e-12)
 
 
 def test_a_vector_does_not_depend_on_its_batch() -> None:
     network = tower().double()
     ids = torch.randint(1, 50, (6, 8))
-    torch.testing.assert_close(network(ids)[3:4], network(ids[3:4]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(network(ids)[0][3:4], network(ids[3:4])[0], rtol=1e-12, atol=1e-12)
 
 
 def test_padding_gets_no_gradient() -> None:
     network = tower()
-    network(torch.tensor([[1, 9, 0, 0]])).square().sum().backward()
+    pooled(network, torch.tensor([[1, 9, -1, -1]])).square().sum().backward()
     assert network.tokens.weight.grad is not None
     assert network.tokens.weight.grad[0].abs().max() == 0
     assert network.tokens.weight.grad[9].abs().max() > 0
@@ -49,7 +84,7 @@ def test_padding_gets_no_gradient() -> None:
 
 def test_order_and_tokens_matter() -> None:
     network = tower()
-    a, b, c = network(torch.tensor([[1, 9, 33], [1, 33, 9], [1, 9, 34]]))
+    a, b, c = pooled(network, torch.tensor([[1, 9, 33], [1, 33, 9], [1, 9, 34]]))
     assert (a - b).abs().max() > 1e-4
     assert (a - c).abs().max() > 1e-4
 
@@ -57,14 +92,14 @@ def test_order_and_tokens_matter() -> None:
 def test_dropout_acts_in_training_only() -> None:
     network = tower(dropout=0.5)
     ids = torch.randint(1, 50, (2, 6))
-    assert torch.equal(network(ids), network(ids))
+    assert torch.equal(network(ids)[0], network(ids)[0])
     network.train()
-    assert not torch.equal(network(ids), network(ids))
+    assert not torch.equal(network(ids)[0], network(ids)[0])
 
 
 def test_all_parameters_learn() -> None:
     network = tower()
-    network(torch.randint(1, 50, (4, 12))).pow(2).sum().backward()
+    network(torch.randint(1, 50, (4, 12)))[0].pow(2).sum().backward()
     assert all(p.grad is not None for p in network.parameters())
 
 

@@ -31,15 +31,15 @@ def test_the_same_texts_give_the_same_tokenizer_in_another_process() -> None:
     assert run.stdout.decode() == TOKENIZER.to_json()
 
 
-def test_padding_is_zero_and_the_first_token_is_not() -> None:
+def test_padding_is_no_token() -> None:
     ids = TOKENIZER(["a red heart and then some more", "a", ""])
     assert ids.dtype == np.int64
-    lengths = (ids != 0).sum(1)
+    lengths = (ids != -1).sum(1)
     assert lengths.max() == ids.shape[1]
     assert lengths[2] == 1  # [CLS] alone: no row is all padding
     for row, length in zip(ids, lengths, strict=True):
-        assert (row[:length] != 0).all()
-        assert (row[length:] == 0).all()
+        assert (row[:length] != -1).all()
+        assert (row[length:] == -1).all()
     assert len(set(ids[:, 0])) == 1
 
 
@@ -47,7 +47,7 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     alone = TOKENIZER(["a red heart"])[0]
     in_batch = TOKENIZER(["x", "a red heart", "a much longer text beside it"])[1]
     assert (in_batch[: len(alone)] == alone).all()
-    assert (in_batch[len(alone) :] == 0).all()
+    assert (in_batch[len(alone) :] == -1).all()
 
 
 def test_pad_to() -> None:

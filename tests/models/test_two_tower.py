@@ -7,7 +7,7 @@ from rayemb.models import TwoTower
 from tests.models.tiny import CONFIG
 
 PIXELS = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-IDS = torch.tensor([[1, 5, 6], [1, 7, 0], [1, 0, 0], [1, 9, 9]])
+IDS = torch.tensor([[1, 5, 6], [1, 7, -1], [1, -1, -1], [1, 9, 9]])
 
 
 def network() -> TwoTower:

@@ -1,0 +1,63 @@
+"""What every tower offers: features of its inputs, whatever is inside."""
+
+from abc import ABC, abstractmethod
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from rayemb.config import Config
+from rayemb.models.pooling import AnyPooling, MeanPoolingConfig
+
+
+class TextTower(nn.Module, ABC):
+    """Token ids to the states of its layers.
+
+    features: width E of the states. layers: how many it has. causal: whether a token sees only those before it.
+    """
+
+    features: int
+    layers: int
+    causal: bool
+
+    @abstractmethod
+    def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
+        """States `(B, L, E)` of the last layer, or of every layer in order, for ids `(B, L)` int64, -1 = padding."""
+
+
+class ImageTower(nn.Module, ABC):
+    """Pixels to features. features: their width E. image_size: side S of the pictures it takes."""
+
+    features: int
+    image_size: int
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features `(B, E)` of pixels `(B, 3, S, S)` uint8."""
+
+
+class TextTowerConfig(Config, ABC):
+    """Config of a text tower, and of what makes one vector of its states."""
+
+    pooling: AnyPooling = Field(default_factory=MeanPoolingConfig, description="from states of tokens to one vector")
+    attention_temperature: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="divides the logits of every attention; below 1 keeps long texts apart (TempScale, Zhou et al., "
+        "2024). Part of the model: another value makes other vectors",
+    )
+
+    def load_weights(self, tower: TextTower) -> None:
+        """Puts weights into a tower that was just built, if the config names any."""
+
+    @abstractmethod
+    def build(self, vocab_size: int, max_length: int) -> TextTower:
+        """The tower, with random weights. Raises ValueError if it cannot take such a vocabulary or length."""
+
+
+class ImageTowerConfig(Config, ABC):
+    """Config of an image tower."""
+
+    @abstractmethod
+    def build(self) -> ImageTower:
+        """The tower, with random weights."""
