@@ -58,7 +58,7 @@ class EncoderStep(Step):
             )
         columns = {"query": query, "text": "text"}
         encoder = Model.load(self.model)
-        size = encoder.network.config.image.image_size
+        size = encoder.network.config.image_size
         rows.facts["model"] = encoder.digest
         limits, seed = rows.corpus.image_limits, rows.seed
         kept = [name for name in keep if name != "row"]
@@ -150,7 +150,8 @@ class PairEncoder:
                 raw = np.frombuffer(b"".join(values), np.uint8).reshape(-1, *self.shape)
                 vectors = self.model.embed_pixels(raw.copy())
             else:
-                vectors = self.model.embed_texts(values)
+                kind: Literal["query", "text"] = "query" if name == QUERY_VECTOR else "text"
+                vectors = self.model.embed_texts(values, kind=kind)
             if not np.isfinite(vectors).all():
                 raise CurationError("the model gives vectors that are not finite", fix="train it again")
             batch = batch.set_column(batch.schema.get_field_index(name), name, vector_column(vectors))

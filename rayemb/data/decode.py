@@ -2,8 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from rayemb.data.augment import DRAWS, AugmentConfig, augmented, draws
 from rayemb.data.corpus import KEYS, CorpusError, Kind, RowGroup, open_shard, read_row_group
 from rayemb.data.keys import keys_of, text_keys
 from rayemb.data.mix import CorpusEntry
-from rayemb.models import ImageError, ImageLimits, TextTokenizer, decode_image, image_tensor
+from rayemb.models import PADDING, ImageError, ImageLimits, PromptsConfig, TextTokenizer, decode_image, image_tensor
 from rayemb.parallel import NO_KEY
 
 COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -67,6 +67,16 @@ class DecodeSettings:
     augment: AugmentConfig
     cache_bytes: int = 256 << 20
     classes: NDArray[np.int64] | None = None  # sorted concept keys: a row's label is its concept's place
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)  # of the model, for corpora without prefixes
+
+    def text_arrays(
+        self, of: Literal["", "query_", "negative_"], texts: Sequence[str], prefix: str | None
+    ) -> dict[str, NDArray[Any]]:
+        """`tokens` (N, L) of texts behind a prefix (null: the model's prompt); `skips` (N,) if it is not pooled."""
+        prompt = self.prompts.query if of == "query_" else self.prompts.text
+        ids, skips = self.tokenizer.with_prompt(texts, prompt if prefix is None else prefix)
+        found: dict[str, NDArray[Any]] = {f"{of}tokens": ids}
+        return found if self.prompts.pooled else {**found, f"{of}skips": skips}
 
 
 class Decoder:
@@ -88,7 +98,8 @@ class Decoder:
         `tokens` (B, L) int64 of the texts; `pixels` (B, 3, S, S) uint8, or `query_tokens` (B, M) int64; `keys` (B, 3)
         int64 of query, text and concept; `task` (B,) int64, the corpus; `row` (B,) int64, the ordinal;
         `labels` (B,) int64 where there are classes; where hard negatives are asked for, `negative_tokens` (N, L) in
-        the order of the rows, `negative_counts` (B,) of each row, and `negative_keys` (N, 3).
+        the order of the rows, `negative_counts` (B,) of each row, and `negative_keys` (N, 3). Where prompts are not
+        pooled, `skips`, `query_skips` (B,) and `negative_skips` (N,) int64 say how many tokens of each text are its.
         """
         bad: list[BadRow] = []
         parts = [self._part(piece.step, corpus, ordinals, bad) for corpus, ordinals in piece.parts]
@@ -102,12 +113,12 @@ class Decoder:
         pixels: list[NDArray[np.uint8]] = []
         if member.kind == "image_text":
             rows, u, found, pixels = self._pixels(member, rows, u, found, bad)
-        entry, tokenizer = member.entry, settings.tokenizer
+        entry = member.entry
         texts = [_caption(row, x, entry.main_caption) for row, x in zip(rows, u[:, 0], strict=True)]
         # The caption that was drawn, not the main one, is what may equal another row's.
         keys = [[row["query_key"] for row in rows], text_keys(texts), [row["concept_key"] for row in rows]]
         out: dict[str, NDArray[Any]] = {
-            "tokens": tokenizer([entry.text_prefix + text for text in texts]),
+            **settings.text_arrays("", texts, entry.text_prefix),
             "keys": np.array(keys, dtype=np.int64).T.copy(),
             "task": np.full(len(rows), corpus, dtype=np.int64),
             "row": found,
@@ -116,9 +127,9 @@ class Decoder:
             size = settings.image_size
             out["pixels"] = np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8)
         elif member.kind == "text_pair":
-            out["query_tokens"] = tokenizer([entry.query_prefix + row["query"] for row in rows])
+            out |= settings.text_arrays("query_", [row["query"] for row in rows], entry.query_prefix)
         else:
-            out["query_tokens"] = tokenizer([entry.query_prefix + row["text"] for row in rows])
+            out |= settings.text_arrays("query_", [row["text"] for row in rows], entry.query_prefix)
         if settings.classes is not None:
             concepts = out["keys"][:, KEYS.index("concept_key")]
             out["labels"] = np.searchsorted(settings.classes, concepts).astype(np.int64)
@@ -189,7 +200,7 @@ class Decoder:
         keys = np.full((len(texts), len(KEYS)), NO_KEY, dtype=np.int64)
         keys[:, KEYS.index("text_key")] = text_keys(texts)
         return {
-            "negative_tokens": self.settings.tokenizer([entry.text_prefix + text for text in texts]),
+            **self.settings.text_arrays("negative_", texts, entry.text_prefix),
             "negative_counts": np.array(counts, dtype=np.int64),
             "negative_keys": keys,
         }
@@ -308,8 +319,8 @@ class ColumnReader:
         lengths = []
         for name in names:
             prefix = entry.query_prefix if name == "query" else entry.text_prefix
-            tokens = self._tokenizer([prefix + text for text in table.column(name).to_pylist()])
-            lengths.append((tokens != 0).sum(1))
+            tokens = self._tokenizer([(prefix or "") + text for text in table.column(name).to_pylist()])
+            lengths.append((tokens != PADDING).sum(1))
         longest: NDArray[np.int64] = np.maximum.reduce(lengths).astype(np.int64)
         return longest
 
@@ -323,7 +334,8 @@ def merged(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         arrays = [part[name] for part in parts if name in part]
         if name.endswith("tokens"):
             width = max(array.shape[1] for array in arrays)
-            arrays = [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
+            padding = [((0, 0), (0, width - array.shape[1])) for array in arrays]
+            arrays = [np.pad(a, by, constant_values=PADDING) for a, by in zip(arrays, padding, strict=True)]
         out[name] = np.concatenate(arrays)
     return out
 

@@ -218,7 +218,7 @@ class ShardEncoder:
 
     def __init__(self, job: _Job) -> None:
         self.job = job
-        size = Model.load(job.model_uri).network.config.image.image_size
+        size = Model.load(job.model_uri).network.config.image_size
         self.encoder = RowEncoder([job.model_uri], job.config, what=job.what, image_size=size, limits=job.limits)
         if self.encoder.models[0].digest != job.model_digest:
             raise ModelError("the model changed while it was in use", where=job.model_uri, fix="run it again")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import lance
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayemb import storage
+from rayemb.data.config import EmbedWhat
 from rayemb.errors import RayembError
 
 MODEL_KEY, DIM_KEY, WHAT_KEY = "rayemb.model_digest", "rayemb.dim", "rayemb.what"
@@ -71,9 +72,9 @@ class EmbeddingsTable:
         return _metadata(self.dataset)
 
     @property
-    def what(self) -> str:
+    def what(self) -> EmbedWhat:
         """What of each row is embedded: its image, text or query."""
-        return self.metadata.get(WHAT_KEY, IMAGE)
+        return cast(EmbedWhat, self.metadata.get(WHAT_KEY, IMAGE))
 
     @property
     def set_aside(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -138,7 +138,8 @@ class RowEncoder:
             return model.embed_pixels(np.stack(inputs), self.batch_size)
         order = by_length(inputs)
         vectors = np.empty((len(inputs), model.dim), np.float32)
-        vectors[order] = model.embed_texts([inputs[i] for i in order], self.batch_size)
+        kind: Literal["query", "text"] = "query" if self.what == "query" else "text"
+        vectors[order] = model.embed_texts([inputs[i] for i in order], self.batch_size, kind=kind)
         return vectors
 
 

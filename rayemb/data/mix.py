@@ -23,8 +23,12 @@ class CorpusEntry(Config):
         None, gt=0, description="its share of the batches, relative to the others' weights; null for all: see mix"
     )
     fraction: float = Field(1.0, gt=0, le=1, description="use this share of the row groups (for quick sweeps)")
-    query_prefix: str = Field("", description="put before every query text: an instruction")
-    text_prefix: str = Field("", description="put before every text and hard negative")
+    query_prefix: str | None = Field(
+        None, description="put before every query text: an instruction; null: the model's own prompt"
+    )
+    text_prefix: str | None = Field(
+        None, description="put before every text and hard negative; null: the model's own prompt"
+    )
     main_caption: float = Field(
         0.5, ge=0, le=1, description="how often a row comes with its main text rather than with any of its own texts"
     )

@@ -82,6 +82,7 @@ class StepPiece(NamedTuple):
     last: bool
     rows: int  # of the global batch
     state: dict[str, Any]
+    pause: bool  # the workers are to stop after this step; all of them hear it at the same one
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -108,10 +109,14 @@ class PlanServer:
         )
         self._world = world
         self._batches: dict[int, GlobalBatch] = {}
+        self._asked, self._pause_after = -1, -1
         self._ahead = self._planner.next()
 
     def step_piece(self, step: int, rank: int, decoders: int) -> StepPiece | None:
         """This rank's part of `step`, in as many pieces as it has decoders; None beyond the end."""
+        if 0 <= self._pause_after < step:
+            return None
+        self._asked = max(self._asked, step)
         while self._ahead is not None and self._ahead.step <= step:
             self._batches[self._ahead.step] = self._ahead
             self._ahead = self._planner.next()
@@ -122,7 +127,13 @@ class PlanServer:
             del self._batches[old]
         last = self._ahead is None and step == max(self._batches)
         rows = sum(len(part.ordinals) for part in batch.parts)
-        return StepPiece(_pieces(batch, rank, self._world, decoders), step, last, rows, batch.state)
+        pieces = _pieces(batch, rank, self._world, decoders)
+        return StepPiece(pieces, step, last, rows, batch.state, step == self._pause_after)
+
+    def pause(self) -> None:
+        """Ends the stream for all workers after the first step that none of them has asked for yet."""
+        if self._pause_after < 0 <= self._asked:
+            self._pause_after = self._asked + 1
 
     def left_out(self) -> dict[str, int]:
         """Rows of each corpus that no batch could take so far."""
@@ -161,7 +172,8 @@ class Batch(NamedTuple):
     """A worker's rows of one step, read-only (see `Decoder` for the arrays), and where the run stands after it.
 
     step: counts from 0. rows: of the whole global batch. state: what a stream needs to go on after this step.
-    bad: this worker's rows that could not be used. waited: seconds until the batch was there.
+    bad: this worker's rows that could not be used. waited: seconds until the batch was there. pause: the stream ends
+    here for now (see `PlanServer.pause`).
     """
 
     step: int
@@ -171,6 +183,7 @@ class Batch(NamedTuple):
     bad: list[BadRow]
     last: bool
     waited: float
+    pause: bool
 
 
 @dataclass(frozen=True)
@@ -212,6 +225,7 @@ class Stream:
                 bad,
                 step_piece.last or step_piece.step == stop - 1,
                 waited,
+                step_piece.pause,
             )
 
     def _decoders(self) -> list[Any]:
@@ -231,5 +245,8 @@ def open_stream(
 ) -> Stream:
     """A stream for `world` workers; its planner lives as long as the handle is held. Needs a connected Ray."""
     reference = ray.put(list(members))
-    planner = PlanServer.remote(settings, reference, decode.tokenizer, world)  # type: ignore[attr-defined]
+    # With the driver, so that the loss of another node leaves it alone.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    server = PlanServer.options(scheduling_strategy=here)  # type: ignore[attr-defined]
+    planner = server.remote(settings, reference, decode.tokenizer, world)
     return Stream(planner, reference, decode, loader, int((settings.state or {}).get("step", 0)), world)

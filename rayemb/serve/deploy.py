@@ -23,7 +23,9 @@ from starlette.types import ASGIApp
 
 from rayemb.cluster import require_cpus
 from rayemb.config import Config, from_mapping
+from rayemb.data.config import EmbedWhat
 from rayemb.index import Manifest, QueryError, Shard
+from rayemb.index.shard import open_embeddings
 from rayemb.models import ImageError, Model, model_digest
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, shard_names, use_threads
@@ -65,13 +67,13 @@ class Gateway:
 class Embedder:
     """A model; concurrent queries share a pass through it."""
 
-    def __init__(self, model_uri: str, digest: str, config: ServeConfig) -> None:
+    def __init__(self, model_uri: str, digest: str, config: ServeConfig, searched: EmbedWhat) -> None:
         use_threads(config.threads)
         model = Model.load(model_uri)
         if model.digest != digest:
             raise ServeError("the model has changed since it was deployed", where=model_uri, fix="deploy again")
         pool = ThreadPoolExecutor(4, "rayemb-embedder", use_threads, (config.threads,))
-        self._encoder = Encoder(model, config, pool)
+        self._encoder = Encoder(model, config, pool, searched=searched)
 
     async def texts(self, texts: list[str]) -> tuple[Vectors, int]:
         """Unit vectors `(n, D)` and the number of tokens read."""
@@ -160,8 +162,11 @@ def application(model_uri: str, index_uri: str, config: ServeConfig | None = Non
     if config.topology == "together":
         return gateway.bind(model_uri, index_uri, config)
     behind = {"max_ongoing_requests": config.max_ongoing_requests, **_common(config)}
+    searched = open_embeddings(manifest).what
     embedder = (
-        serve.deployment(Embedder, name="embedder").options(**behind).bind(model_uri, manifest.model_digest, config)
+        serve.deployment(Embedder, name="embedder")
+        .options(**behind)
+        .bind(model_uri, manifest.model_digest, config, searched)
     )
     # The manifest travels with the deployment: a replica that restarts after a rebuild must not mix versions.
     shards = [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import faiss
 import numpy as np
@@ -14,9 +14,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from rayemb.data.config import EmbedWhat
 from rayemb.data.embeddings import EmbeddingsTable
 from rayemb.index import Index, IndexArtefactError, Manifest, load_manifest
-from rayemb.models import Model
+from rayemb.models import PADDING, Model
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
 
@@ -114,7 +115,9 @@ class Encoder:
     lone query is not delayed; and it works outside a replica too.
     """
 
-    def __init__(self, model: Model, config: ServeConfig, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, model: Model, config: ServeConfig, pool: ThreadPoolExecutor, *, searched: EmbedWhat) -> None:
+        """`searched`: what the index is of; images are searched with the texts that describe them."""
+        self._kind: Literal["query", "text"] = "text" if searched == "image" else "query"
         self._model, self._limits, self._pool = model, config.image, pool
         self._texts = Coalescer(self._embed_texts, config.max_batch, pool)
         self._images = Coalescer(self._embed_pixels, config.max_batch, pool)
@@ -133,8 +136,8 @@ class Encoder:
         return np.stack(await self._images(pixels))
 
     def _embed_texts(self, texts: list[str]) -> list[tuple[Vectors, int]]:
-        tokens = np.count_nonzero(self._model.tokenizer(texts), axis=1)
-        return list(zip(self._model.embed_texts(texts), tokens.tolist(), strict=True))
+        tokens = (self._model.tokenizer(texts) != PADDING).sum(axis=1)
+        return list(zip(self._model.embed_texts(texts, kind=self._kind), tokens.tolist(), strict=True))
 
     def _embed_pixels(self, pixels: list[NDArray[np.uint8]]) -> list[Vectors]:
         return list(self._model.embed_pixels(np.stack(pixels)))
@@ -191,7 +194,7 @@ class LocalEngine:
         self._description = describe(self._index.manifest, self._index.embeddings)
         # The number of OpenMP threads belongs to each thread: set it in every one that computes.
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
-        self._encoder = Encoder(model, config, self._pool)
+        self._encoder = Encoder(model, config, self._pool, searched=self._index.embeddings.what)
 
     def describe(self) -> Description:
         """What is served."""

@@ -12,7 +12,7 @@ from rayemb.data.corpus import SCHEMA
 from rayemb.data.decode import ColumnReader, Decoder, DecodeSettings, Member, Piece, merged
 from rayemb.data.keys import keys_of, text_keys
 from rayemb.data.mix import CorpusEntry
-from rayemb.models import TextTokenizer, TokenizerConfig
+from rayemb.models import PromptsConfig, TextTokenizer, TokenizerConfig
 from rayemb.parallel import NO_KEY
 from tests.data.corpora import corrupt, png, write_corpus
 
@@ -48,7 +48,7 @@ def numbers(arrays: dict[str, Any]) -> list[int]:
 
 
 def same(tokens: np.ndarray, text: str) -> bool:
-    return bool(tokens[tokens != 0].tolist() == TOKENIZER([text])[0].tolist())
+    return bool(tokens[tokens != -1].tolist() == TOKENIZER([text])[0].tolist())
 
 
 def test_what_belongs_to_a_row_lies_at_its_place(images: Corpus) -> None:
@@ -105,6 +105,29 @@ def test_pairs_of_texts_with_instructions_and_hard_negatives(pairs: Corpus) -> N
     assert start == len(arrays["negative_tokens"])
 
 
+@pytest.mark.parametrize("pooled", [True, False])
+def test_the_models_prompts_stand_before_texts_of_corpora_without_prefixes(pairs: Corpus, pooled: bool) -> None:
+    prompts = PromptsConfig(query="query: ", text="text: ", pooled=pooled)
+    settings = DecodeSettings(TOKENIZER, 8, 3, AugmentConfig(), prompts=prompts)
+    entry = CorpusEntry(text_prefix="wrong ", main_caption=1.0, hard_negatives=2)
+    members = [Member(entry, pairs.kind, pairs.row_groups("train"), pairs.image_limits)]
+    arrays = decode(Decoder(members, settings), range(ROWS))
+    assert all(same(tokens, f"query: query {n}") for n, tokens in enumerate(arrays["query_tokens"]))
+    assert all(same(tokens, f"wrong text {n}") for n, tokens in enumerate(arrays["tokens"]))
+    skips = {name: values for name, values in arrays.items() if name.endswith("skips")}
+    if pooled:
+        assert not skips
+        return
+    of_query, of_text = (len(TOKENIZER([prompt])[0]) for prompt in ("query:", "wrong"))
+    assert skips["query_skips"].tolist() == [of_query] * ROWS
+    assert skips["skips"].tolist() == [of_text] * ROWS
+    assert skips["negative_skips"].tolist() == [of_text] * len(arrays["negative_tokens"])
+    # The tokenizer says what is left of a text behind its prompt: the same as without, its special token apart.
+    for n, (tokens, skip) in enumerate(zip(arrays["query_tokens"], skips["query_skips"], strict=True)):
+        real = tokens[tokens != -1]
+        assert real[skip:].tolist() == TOKENIZER([f"query {n}"])[0][1:].tolist()
+
+
 def test_labels_are_places_among_the_classes(images: Corpus) -> None:
     members = [Member(CorpusEntry(), images.kind, images.row_groups("train"), images.image_limits)]
     classes = np.unique(keys_of([f"concept {n}" for n in range(40)]))
@@ -135,10 +158,10 @@ def test_no_rows_at_all(images: Corpus, pairs: Corpus) -> None:
 def test_pieces_are_merged_and_padded() -> None:
     parts = [
         {"tokens": np.array([[1, 2]]), "row": np.array([7])},
-        {"tokens": np.array([[3, 4, 5], [6, 0, 0]]), "row": np.array([8, 9])},
+        {"tokens": np.array([[3, 4, 5], [6, -1, -1]]), "row": np.array([8, 9])},
     ]
     found = merged(parts)
-    assert found["tokens"].tolist() == [[1, 2, 0], [3, 4, 5], [6, 0, 0]]
+    assert found["tokens"].tolist() == [[1, 2, -1], [3, 4, 5], [6, -1, -1]]
     assert found["row"].tolist() == [7, 8, 9]
 
 

@@ -132,7 +132,7 @@ def test_sorted_texts_need_little_padding() -> None:
 
     def padding(ordered: list[str]) -> float:
         batches = [tokenizer(ordered[at : at + 16]) for at in range(0, len(ordered), 16)]
-        return 1 - sum((ids != 0).sum() for ids in batches) / sum(ids.size for ids in batches)
+        return 1 - sum((ids != -1).sum() for ids in batches) / sum(ids.size for ids in batches)
 
     assert tokenizer.max_length == CONFIG.tokenizer.max_length
     assert padding([texts[i] for i in by_length(texts)]) < 0.1 * padding(texts)

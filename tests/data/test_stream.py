@@ -57,7 +57,7 @@ def stream(
 def rows_of(arrays: dict[str, Any]) -> Rows:
     """Of each row of a batch, all that a model sees of it."""
     return {
-        (int(task), int(row)): pixels.tobytes() + tokens[tokens != 0].tobytes() + keys.tobytes()
+        (int(task), int(row)): pixels.tobytes() + tokens[tokens != -1].tobytes() + keys.tobytes()
         for task, row, pixels, tokens, keys in zip(
             *(arrays[name] for name in ("task", "row", "pixels", "tokens", "keys")), strict=True
         )

@@ -35,7 +35,7 @@ def test_vectors_are_the_models(client: openai.OpenAI, world: World, texts, enco
     np.testing.assert_allclose(np.array(vectors), expected, atol=1e-6)
     assert [item.index for item in answer.data] == list(range(len(expected)))
     assert answer.model == world.model.digest
-    tokens = int((world.model.tokenizer([texts] if isinstance(texts, str) else texts) != 0).sum())
+    tokens = int((world.model.tokenizer([texts] if isinstance(texts, str) else texts) != -1).sum())
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == tokens
 
 
