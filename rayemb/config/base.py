@@ -132,9 +132,11 @@ def _walk(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[dict
                 following.append(node["properties"][part])
             elif isinstance(part, int) and "items" in node:
                 following.append(node["items"])
-            elif node.get("properties", {}).get("name", {}).get("const") == part:
+            elif any(field.get("const") == part for field in node.get("properties", {}).values()):
                 following.append(node)
                 tag = True
+            elif isinstance(node.get("additionalProperties"), dict):
+                following.append(node["additionalProperties"])
         nodes = following or nodes
         if not tag:
             keys.append(part)

@@ -1,0 +1,23 @@
+"""Where a method comes from, read off the docstring of its module."""
+
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Literature:
+    """The paper of a method, e.g. "Oord et al., 2018", and the id of its card; empty where the module names none."""
+
+    source: str
+    card: str
+
+
+def literature(config: type) -> Literature:
+    """What the module of a method's config says of its paper."""
+    module = sys.modules.get(config.__module__) or importlib.import_module(config.__module__)
+    headline = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+    card = re.search(r"\bS\d{3}\b", headline)
+    source = ", ".join(re.findall(r"\(([^()]*\d{4}[^()]*)\)", headline))
+    return Literature(re.sub(r"[;,]?\s*card S\d{3}", "", source), card.group() if card else "")
