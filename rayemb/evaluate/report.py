@@ -6,20 +6,18 @@ page's light or dark colours, pictures as data URIs, all text from the data esca
 
 import base64
 import io
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pydantic import AwareDatetime, Field, model_validator
 
 from rayemb import storage
 from rayemb.config import Config, from_mapping
+from rayemb.evaluate.page import BACK, HATCHES, INK, MUTED, SYSTEMS, css, environment, figure_text, style, svg_of
 from rayemb.models.images import decode_image
 
 METRICS, PAGE = "metrics.json", "index.html"
@@ -170,34 +168,23 @@ def write_report(uri: str, report: Report | Mapping[str, Any]) -> str:
 
 def render(report: Report) -> str:
     """The page: one HTML document that needs no other file."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(figure=_figure, signed=_signed, picture=_picture)
-    environment.globals.update(figure=_figure, signed=_signed)
+    templates = environment()
+    templates.filters.update(figure=figure_text, signed=_signed, picture=_picture)
+    templates.globals.update(figure=figure_text, signed=_signed)
     points = report.training
     shown = np.unique(np.linspace(0, len(points) - 1, min(len(points), 20)).round().astype(int))
-    return environment.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         report=report,
         metrics_file=METRICS,
         training_plot=_training_plot(points) if points else None,
         training_rows=[points[i] for i in shown],
         split_plots=[_split_plot(result, number) for number, result in enumerate(report.results)],
-        markers=[_css(number) for number in range(len(_SYSTEMS))],
+        markers=[css(number) for number in range(len(SYSTEMS))],
     )
 
 
-def _figure(value: float) -> str:
-    """Three decimals; below 0.01 two significant digits, since chance is often less than 0.001."""
-    return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
-
-
 def _signed(value: float) -> str:
-    return ("+" if value > 0 else "−" if value < 0 else "±") + _figure(abs(value))
+    return ("+" if value > 0 else "−" if value < 0 else "±") + figure_text(abs(value))
 
 
 def _picture(data: bytes) -> str:
@@ -211,18 +198,6 @@ def _picture(data: bytes) -> str:
 
 # -- plots --------------------------------------------------------------------------------------------------
 
-# Stand-ins that matplotlib writes into the SVG, and the page's own colours that replace them.
-_INK, _MUTED, _GRID, _BACK = "#010101", "#020202", "#030303", "#040404"
-_SYSTEMS = ("#050501", "#050502", "#050503", "#050504")
-_HATCHES = ("", "////", "----", "\\\\\\\\")
-_COLOURS = {_INK: "ink", _MUTED: "muted", _GRID: "line", _BACK: "card"} | {
-    stand_in: f"system-{number}" for number, stand_in in enumerate(_SYSTEMS)
-}
-
-
-def _css(number: int) -> str:
-    return f"var(--system-{number % len(_SYSTEMS)})"
-
 
 def _split_plot(result: SplitResult, number: int) -> Markup:
     """Bars of every metric and system with their intervals, one panel a direction."""
@@ -230,17 +205,17 @@ def _split_plot(result: SplitResult, number: int) -> Markup:
     panels = figure.subplots(1, len(result.directions), sharey=True, squeeze=False)[0]
     top = 0.0
     for axes, part in zip(panels, result.directions, strict=True):
-        _style(axes, part.direction)
+        style(axes, part.direction)
         width = 0.82 / len(part.systems)
         for row, system in enumerate(part.systems):
             at = np.arange(len(part.columns)) + (row - (len(part.systems) - 1) / 2) * width
             values = [system.metrics[name].value for name in part.columns]
-            look = row % len(_SYSTEMS)
-            axes.bar(at, values, width * 0.9, color=_SYSTEMS[look], hatch=_HATCHES[look], edgecolor=_BACK, lw=0)
+            look = row % len(SYSTEMS)
+            axes.bar(at, values, width * 0.9, color=SYSTEMS[look], hatch=HATCHES[look], edgecolor=BACK, lw=0)
             for x, name in zip(at, part.columns, strict=True):
                 estimate = system.metrics[name]
                 if estimate.low is not None:
-                    axes.vlines(x, estimate.low, estimate.high, color=_INK, lw=1.2)
+                    axes.vlines(x, estimate.low, estimate.high, color=INK, lw=1.2)
                 ceiling = max(estimate.value, estimate.high or 0.0)
                 top = max(top, ceiling)
                 axes.annotate(
@@ -250,18 +225,18 @@ def _split_plot(result: SplitResult, number: int) -> Markup:
                     textcoords="offset points",
                     ha="center",
                     fontsize=6.5,
-                    color=_MUTED,
+                    color=MUTED,
                 )
         axes.set_xticks(range(len(part.columns)), part.columns, parse_math=False)
         axes.tick_params(axis="x", length=0)
     panels[0].set_ylim(0, max(top * 1.12, 0.01))
     said = "; ".join(
         f"{part.direction}, {name}: "
-        + ", ".join(f"{system.system} {_figure(system.metrics[name].value)}" for system in part.systems)
+        + ", ".join(f"{system.system} {figure_text(system.metrics[name].value)}" for system in part.systems)
         for part in result.directions
         for name in part.columns
     )
-    return _svg(figure, f"split{number}", f"Bar chart of split {result.split}. {said}.")
+    return svg_of(figure, f"split{number}", f"Bar chart of split {result.split}. {said}.")
 
 
 def _training_plot(points: Sequence[TrainingPoint]) -> Markup:
@@ -271,58 +246,28 @@ def _training_plot(points: Sequence[TrainingPoint]) -> Markup:
     warm = [(point.step, point.temperature) for point in points if point.temperature is not None]
     figure = Figure(figsize=(9.6, 2.9), layout=ConstrainedLayoutEngine(wspace=0.06))
     panels = figure.subplots(1, 2 if warm else 1, width_ratios=[2, 1] if warm else [1], squeeze=False)[0]
-    _style(panels[0], "loss")
+    style(panels[0], "loss")
     marker = "o" if len(points) == 1 else ""
     window = len(points) // 40
     if window > 1:
-        panels[0].plot(steps, losses, color=_SYSTEMS[0], lw=0.7, alpha=0.35)
+        panels[0].plot(steps, losses, color=SYSTEMS[0], lw=0.7, alpha=0.35)
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        panels[0].plot(steps[window - 1 :], smooth, color=_SYSTEMS[0], lw=1.8)
-        panels[0].set_title(f"bold: mean of the last {window} records", loc="right", fontsize=7.5, color=_MUTED)
+        panels[0].plot(steps[window - 1 :], smooth, color=SYSTEMS[0], lw=1.8)
+        panels[0].set_title(f"bold: mean of the last {window} records", loc="right", fontsize=7.5, color=MUTED)
     else:
-        panels[0].plot(steps, losses, color=_SYSTEMS[0], lw=1.8, marker=marker)
+        panels[0].plot(steps, losses, color=SYSTEMS[0], lw=1.8, marker=marker)
     if warm:
-        _style(panels[1], "temperature")
-        panels[1].plot(*zip(*warm, strict=True), color=_SYSTEMS[2], lw=1.8, marker=marker)
+        style(panels[1], "temperature")
+        panels[1].plot(*zip(*warm, strict=True), color=SYSTEMS[2], lw=1.8, marker=marker)
     for axes in panels:
-        axes.set_xlabel("step", fontsize=8, color=_MUTED)
-    said = f"Loss from {_figure(losses[0])} at step {steps[0]} to {_figure(losses[-1])} at step {steps[-1]}."
+        axes.set_xlabel("step", fontsize=8, color=MUTED)
+    said = f"Loss from {figure_text(losses[0])} at step {steps[0]} to {figure_text(losses[-1])} at step {steps[-1]}."
     if warm:
-        said += f" Temperature from {_figure(warm[0][1])} to {_figure(warm[-1][1])}."
-    return _svg(figure, "training", f"Line chart. {said}")
+        said += f" Temperature from {figure_text(warm[0][1])} to {figure_text(warm[-1][1])}."
+    return svg_of(figure, "training", f"Line chart. {said}")
 
 
 def _short(value: float) -> str:
     """For the tight space above a bar: `.82`, `1`, `.002`."""
     text = f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.1g}"
     return "1" if text == "1.00" else "0" if float(text) == 0 else text.removeprefix("0")
-
-
-def _style(axes: Any, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5, color=_INK, parse_math=False)
-    axes.set_facecolor("none")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
-    axes.grid(axis="y", color=_GRID, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_MUTED, labelsize=8, length=2)
-    axes.tick_params(axis="y", length=0)
-
-
-def _svg(figure: Figure, name: str, label: str) -> Markup:
-    """The figure as an inline `<svg>`: page colours, ids unique on the page, no metadata, no URL."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True)
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
-    svg = re.sub(r"\s+", " ", svg)
-    svg = re.sub(r"""<svg[^>]*viewBox="([^"]+)"[^>]*>""", r'<svg viewBox="\1">', svg, count=1)
-    # matplotlib's ids are random, and every figure has its own `axes_1`.
-    ids = {old: f"{name}-{number}" for number, old in enumerate(re.findall(r'\bid="([^"]+)"', svg))}
-    svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{ids[m[1]]}"', svg)
-    svg = re.sub(r'(?:xlink:)?href="#([^"]+)"', lambda m: f'href="#{ids[m[1]]}"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{ids[m[1]]})", svg)
-    for stand_in, colour in _COLOURS.items():
-        svg = svg.replace(stand_in, f"var(--{colour})")
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

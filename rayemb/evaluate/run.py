@@ -144,7 +144,7 @@ def _encode(
         [uri for uri, _ in systems.values()],
         pool,
         keep=("id", "image", "text", "concept", "split"),
-        image_size=first.network.config.image.image_size,
+        image_size=first.network.config.image_size,
         limits=corpus.image_limits,
     )
     parts: list[pa.Table] = []
