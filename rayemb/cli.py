@@ -1,4 +1,4 @@
-"""The command line: `rayemb demo|data|curate|train|evaluate|embed|index|serve|search|tune|config|methods`.
+"""The command line: `rayemb demo|data|curate|train|report|evaluate|embed|index|serve|search|tune|config|methods`.
 
 Every stage takes a YAML config and overrides: `rayemb train run.yaml train.steps=100`.
 """
@@ -18,6 +18,7 @@ from rayemb import __version__
 from rayemb.config import dump, load, schema
 from rayemb.curate import Step
 from rayemb.errors import RayembError
+from rayemb.models.interchange import ExportFormat, ImportPooling
 from rayemb.pipeline.config import RunConfig
 from rayemb.pipeline.curation import step_help, step_overrides, steps
 
@@ -104,9 +105,30 @@ for _name, _step in steps().items():
 
 
 @app.command()
+def mine(args: Args = None) -> None:
+    """Put hard negatives beside each row of the corpus: its nearest documents in the index that are no positives."""
+    _stage("mine", args)
+
+
+@app.command()
 def train(args: Args = None) -> None:
     """Train the encoder on the corpus; run again to go on after an interruption."""
     _stage("train", args)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, or models.")],
+    out: Annotated[str | None, typer.Option(help="Also write a page with curves here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Compare training runs: last and best values, settings that differ, curves."""
+    from rayemb.pipeline.runs import report
+
+    # As JSON the table is in nobody's way.
+    found = report(runs, Console(highlight=False, stderr=as_json), out=out)
+    if as_json:
+        typer.echo(json.dumps(found.document, indent=2))
 
 
 @app.command()
@@ -188,6 +210,56 @@ def search(
     else:
         title = f"index {answer.index_version}, model {answer.model_digest[:12]}"
         Console(highlight=False).print(hits_table(title, answer.hits))
+
+
+@app.command("export")
+def export_model(
+    model: Annotated[str, typer.Argument(help="A rayemb model directory, path or URI.")],
+    out: Annotated[str, typer.Argument(help="The new folder to write, path or URI.")],
+    format: Annotated[
+        ExportFormat,
+        typer.Option(
+            help="sentence-transformers: the text tower as that library loads it, without rayemb. onnx: each tower as "
+            "a graph, compared with the model before it is written. safetensors: the weights, and what each tensor is."
+        ),
+    ] = "sentence-transformers",
+) -> None:
+    """Write a model in a format of others, with a card that says how to use it."""
+    from rayemb.models import Model
+    from rayemb.models.interchange import export
+
+    loaded = Model.load(model)
+    files = export(loaded, out, format)
+    typer.echo(f"{len(files)} files in {out}: {', '.join(files)}")
+    if format == "sentence-transformers" and loaded.network.image is not None:
+        typer.echo("the image tower is not part of it: sentence-transformers has no such network")
+
+
+@app.command("import")
+def import_model(
+    source: Annotated[str, typer.Argument(help="A sentence-transformers or transformers directory, path or URI.")],
+    out: Annotated[str, typer.Argument(help="The new rayemb model directory, path or URI.")],
+    pooling: Annotated[
+        ImportPooling | None,
+        typer.Option(help="For a plain transformers directory, which does not say; mean if left out."),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a text at most; what the source says if left out.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Open pickled weights where there are no safetensors; as plain tensors alone."
+        ),
+    ] = False,
+) -> None:
+    """Make a rayemb model of one of others; train on it with train.init=OUT, or embed and serve it."""
+    from rayemb.models import interchange
+
+    model = interchange.import_model(source, out, pooling=pooling, max_length=max_length, allow_pickle=allow_pickle)
+    typer.echo(
+        f"model {str(model.digest)[:12]} in {out}: {model.dim} dimensions, {model.tokenizer.max_length} tokens a text"
+    )
 
 
 @config_app.command("show")

@@ -186,13 +186,19 @@ def waiting(icons: Path, workers: list[int], steps: int) -> None:
     print("| workers | decoders of each | pairs/s | share of the time waiting for rows (each report) |")
     print("|---|---|---|---|")
     for count in workers:
-        overrides = [f"steps={steps}", "val_split=null", f"workers={count}", "log_every=10", "checkpoint_every=100000"]
+        overrides = [
+            f"steps={steps}",
+            "evaluation.tasks={}",
+            f"workers={count}",
+            "logging.every=10",
+            "checkpoints.every=100000",
+        ]
         place = icons / f"training-{count}"
         storage.delete(str(place))
         model = train(load(TrainConfig, None, overrides), str(icons / "corpus"), f"{place}/model", f"{place}/runs")
         history = model.info["training"]
-        shares = ", ".join(f"{row['data_wait']:.1%}" for row in history)
-        print(f"| {count} | 1 | {history[-1]['pairs_per_second']:.0f} | {shares} |")
+        shares = ", ".join(f"{row['time/data']:.1%}" for row in history)
+        print(f"| {count} | 1 | {history[-1]['pairs_per_second_overall']:.0f} | {shares} |")
 
 
 def memory(folder: Path, sizes: list[int], steps: int) -> None:

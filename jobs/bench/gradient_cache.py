@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> str:
         "|---|---|---|---|---|",
     ]
     for rows in arguments.batch:
-        batch = batch_of(rows, model.image.image_size, engine.device)
+        batch = batch_of(rows, model.image_size, engine.device)
         kinds = [None, *(size for size in arguments.micro if size < rows)]
         found: dict[int | None, list[tuple[float, int]]] = {kind: [] for kind in kinds}
         for turn in range(arguments.repeats + 1):

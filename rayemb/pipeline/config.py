@@ -11,12 +11,15 @@ from rayemb.data import CorpusConfig, EmbedConfig
 from rayemb.evaluate import EvaluateConfig
 from rayemb.index import IndexConfig
 from rayemb.index.attributes import AttributesConfig
+from rayemb.mining import MineConfig
 from rayemb.serve import ServeConfig
 from rayemb.storage import StorageConfig, join, normalise
 from rayemb.train import TrainConfig
 from rayemb.tune import TuneConfig
 
-ArtefactName = Literal["corpus", "curated", "runs", "model", "embeddings", "index", "attributes", "report", "sweeps"]
+ArtefactName = Literal[
+    "corpus", "curated", "runs", "model", "embeddings", "index", "attributes", "report", "sweeps", "mined"
+]
 _FOLDERS = {"embeddings": "embeddings.lance"}
 
 
@@ -32,6 +35,7 @@ class Artefacts(Config):
     attributes: str | None = Field(None, description="clusters and neighbours of the corpus's rows, for samplers")
     report: str | None = None
     sweeps: str | None = Field(None, description="Tune results")
+    mined: str | None = Field(None, description="the corpus with hard negatives; train on it by artefacts.corpus=...")
 
 
 class RunConfig(Config):
@@ -48,6 +52,7 @@ class RunConfig(Config):
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
     attributes: AttributesConfig = AttributesConfig()
+    mine: MineConfig = MineConfig()
     serve: ServeConfig = ServeConfig()
     tune: TuneConfig = TuneConfig()
 

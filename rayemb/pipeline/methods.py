@@ -1,19 +1,18 @@
 """What rayemb has of the literature, read off the code, so that the list cannot drift from it."""
 
-import importlib
-import re
-import sys
 import typing
 from dataclasses import dataclass
 
 from rich.table import Table
 
+from rayemb.config.literature import literature
 from rayemb.curate import AnyStep
 from rayemb.data.samplers import AnySampler
 from rayemb.losses import AnyLoss
+from rayemb.train.optimizers import AnyOptimizer
 
 # Family → the union of its configs. A family that joins adds a line.
-FAMILIES = {"losses": AnyLoss, "curation": AnyStep, "samplers": AnySampler}
+FAMILIES = {"losses": AnyLoss, "curation": AnyStep, "samplers": AnySampler, "optimizers": AnyOptimizer}
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,7 @@ def methods() -> list[Method]:
 
 
 def _method(family: str, config: type) -> Method:
-    module = sys.modules.get(config.__module__) or importlib.import_module(config.__module__)
-    headline = " ".join((module.__doc__ or "").split("\n\n")[0].split())
-    card = re.search(r"\bS\d{3}\b", headline)
-    source = ", ".join(re.findall(r"\(([^()]*\d{4}[^()]*)\)", headline))
+    known = literature(config)
     summary = " ".join((config.__doc__ or "").split("\n\n")[0].split())
     *rooms, stem = config.__module__.split(".")[1:]
     name = config.model_fields["name"].default  # type: ignore[attr-defined]
@@ -49,8 +45,8 @@ def _method(family: str, config: type) -> Method:
         family=family,
         name=name,
         summary=summary,
-        source=re.sub(r"[;,]?\s*card S\d{3}", "", source),
-        card=card.group() if card else "",
+        source=known.source,
+        card=known.card,
         test=f"tests/{'/'.join(rooms)}/test_{stem}.py",
     )
 

@@ -15,6 +15,7 @@ from rayemb.errors import RayembError
 from rayemb.evaluate import evaluate
 from rayemb.index import build_index, verify_index
 from rayemb.index.attributes import cluster_attributes, neighbour_attributes
+from rayemb.mining import mine
 from rayemb.models import model_digest
 from rayemb.pipeline.config import ArtefactName, RunConfig
 from rayemb.pipeline.display import Display
@@ -60,9 +61,10 @@ def train_stage(config: RunConfig, progress: Progress) -> Outcome:
     """Corpus → model."""
     model = train(config.train, config.uri("corpus"), config.uri("model"), config.uri("runs"), progress=progress)
     last = model.info["training"][-1]
+    warm = f"temperature {last['temperature']:.3f}, " if last["temperature"] is not None else ""
     summary = (
-        f"{last['step']} steps, loss {last['loss']:.3f}, temperature {last['temperature']:.3f}, "
-        f"{last['pairs_per_second']:.0f} pairs/s, model {str(model.digest)[:12]}"
+        f"{last['step']} steps, loss {last['loss']:.3f}, {warm}"
+        f"{last['pairs_per_second_overall']:.0f} pairs/s, model {str(model.digest)[:12]}"
     )
     return Outcome(config.uri("model"), summary, {**last, "digest": model.digest})
 
@@ -149,6 +151,21 @@ def neighbours_stage(config: RunConfig, progress: Progress) -> Outcome:
     return Outcome(uri, f"neighbours of ranks {ranks} of split {settings.split}", {"ranks": ranks})
 
 
+def mine_stage(config: RunConfig, progress: Progress) -> Outcome:
+    """Corpus + model + index → the corpus with hard negatives."""
+    step = config.mine.model_copy(
+        update={
+            "model": storage.normalise(config.mine.model) if config.mine.model else config.uri("model"),
+            "index": storage.normalise(config.mine.index) if config.mine.index else config.uri("index"),
+        }
+    )
+    corpus = mine(step, config.uri("corpus"), config.uri("mined"), progress=progress)
+    (done,) = corpus.manifest["curation"]["steps"]
+    edited, judged = done["edits"].get("negatives", 0), sum(done["judged"].values())
+    summary = f"{edited:,} of {judged:,} rows have new hard negatives, up to {step.negatives} each"
+    return Outcome(corpus.uri, summary, {"digest": corpus.digest, "splits": corpus.splits, **done})
+
+
 def tune_stage(config: RunConfig, progress: Progress) -> Outcome:
     """Corpus + search space → the best config."""
     result = sweep(config.tune, config.train, config.uri("corpus"), config.uri("sweeps"), progress=progress)
@@ -165,6 +182,7 @@ STAGES: dict[str, tuple[str, ArtefactName, Callable[[RunConfig, Progress], Outco
     "verify": ("Verify the index", "index", verify_stage),
     "clusters": ("Cluster the embeddings", "attributes", clusters_stage),
     "neighbours": ("Find neighbours", "attributes", neighbours_stage),
+    "mine": ("Mine hard negatives", "mined", mine_stage),
     "tune": ("Search the settings", "sweeps", tune_stage),
 }
 

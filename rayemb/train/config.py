@@ -13,18 +13,33 @@ from rayemb.data.stream import LoaderConfig
 from rayemb.losses import AnyLoss, InfoNCEConfig
 from rayemb.models import TwoTowerConfig
 from rayemb.parallel import ExchangeName
+from rayemb.train.checkpoints import CheckpointsConfig
+from rayemb.train.ema import EMAConfig
+from rayemb.train.evaluation import EarlyStoppingConfig, EvaluationConfig
+from rayemb.train.optimizers import AdamWConfig, AnyOptimizer
+from rayemb.train.parameters import ParameterRule
+from rayemb.train.schedules import AnySchedule, CosineConfig
+from rayemb.train.sinks import LoggingConfig
 from rayemb.train.step import Reduction
 
-# A run that ran out of memory goes on with smaller micro-batches, from its last checkpoint.
+# A run that ran out of memory goes on with smaller micro-batches, one that lost machines with fewer workers, from its
+# last checkpoint.
 HOW = {
+    "init",  # its digest decides, not where it lies
     "exchange",
     "tile",
     "micro_batch_size",
     "micro_batch_tokens",
     "gradient_reduction",
+    "checkpoint_activations",
     "loader",
-    "log_every",
-    "keep_checkpoints",
+    "logging",
+    "peak_flops",
+    "checkpoints",
+    "workers",
+    "min_workers",
+    "wait_seconds",
+    "stall_seconds",
     "max_failures",
 }
 
@@ -43,6 +58,11 @@ class TrainConfig(Config):
     """The model, the loss and the run: data-parallel workers, each a DeepSpeed engine."""
 
     model: TwoTowerConfig = TwoTowerConfig()
+    init: str | None = Field(
+        None,
+        description="a model directory, path or URI, whose towers, tokenizer and weights training starts from; `model` "
+        "then says nothing",
+    )
     loss: AnyLoss = Field(default_factory=InfoNCEConfig)
     corpora: dict[str, TrainCorpus] = Field(
         default_factory=lambda: {"main": TrainCorpus()},
@@ -52,8 +72,11 @@ class TrainConfig(Config):
     mix: MixConfig = Field(default_factory=MixConfig, description="how they share the batches")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="what is varied in images")
     loader: LoaderConfig = Field(default_factory=LoaderConfig, description="how rows get to the workers")
-    val_split: str | None = Field(
-        "val", description="split of the first corpus for the recall during training; null for none"
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="what is measured on held-out rows while training"
+    )
+    early_stopping: EarlyStoppingConfig | None = Field(
+        None, description="end the run when an evaluation no longer improves; null: never"
     )
     max_bad_fraction: float = Field(
         0.05,
@@ -65,19 +88,36 @@ class TrainConfig(Config):
 
     steps: int = Field(400, ge=1, description="optimizer steps")
     batch_size: int = Field(256, ge=1, description="pairs per step over all workers: each is a negative of all others")
-    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate; cosine decay to zero")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW; not on norms, biases, or the temperature")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW")
+    optimizer: AnyOptimizer = Field(default_factory=AdamWConfig)
+    schedule: AnySchedule = Field(default_factory=CosineConfig, description="the learning rate over the steps")
+    parameters: list[ParameterRule] = Field([], description="what is special about some; the first that matches holds")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="each block's learning rate over that of the block above")
+    ema: EMAConfig | None = Field(None, description="a running mean of the weights; null for none")
     gradient_clipping: float = Field(1.0, ge=0, description="norm of the whole gradient; 0 for none")
 
-    workers: int = Field(2, ge=1, description="data-parallel workers")
+    workers: int = Field(
+        2, ge=1, description="data-parallel workers; any number of them takes the same steps, up to rounding"
+    )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="elastic: go on with as few while nodes are missing, and with more when there is room again, at "
+        "the same batch_size; null: always `workers`",
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that each worker takes in the cluster")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that each worker takes; 0 trains on CPU")
     threads_per_worker: int = Field(1, ge=1, description="torch threads of each worker")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO: what is sharded between workers")
     offload_optimizer: bool = Field(False, description="keep the optimizer's state in host memory; zero_stage 1 to 3")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="compute dtype; the loss is fp32 either way")
+    offload_parameters: bool = Field(False, description="keep this rank's share of the weights there; zero_stage 3")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="compute dtype; the loss is fp32 whatever it is. fp16 scales it, and leaves out steps while the "
+        "scale is too large",
+    )
+    checkpoint_activations: bool = Field(
+        False, description="compute what is in a block again in the backward instead of keeping it: slower, less memory"
+    )
     compile_ops: bool = Field(
         False, description="compile DeepSpeed's shared-memory operator on first use (~30-100 s and g++ on CPU)"
     )
@@ -103,28 +143,67 @@ class TrainConfig(Config):
         "auto", description="when workers exchange the gradients of micro-batches; auto is boundary"
     )
 
-    log_every: int = Field(10, ge=1, description="steps between reports")
-    evaluate_every: int = Field(100, ge=1, description="steps between recalls on val_split")
-    evaluate_rows: int = Field(512, ge=2, description="pairs of val_split that are used")
-    checkpoint_every: int = Field(300, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept, newest first")
+    logging: LoggingConfig = Field(default_factory=LoggingConfig, description="how often a run reports, and where to")
+    peak_flops: float | None = Field(
+        None, gt=0, description="FLOP/s of a worker's device at most, for the MFU; null: known, or measured"
+    )
+    checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig, description="when the run is saved")
     max_failures: int = Field(2, ge=0, description="restarts from the last checkpoint before giving up")
+    stall_seconds: float = Field(
+        600.0, gt=0, description="without a finished step, start-up included, before the workers are started again"
+    )
+    wait_seconds: float = Field(
+        600.0, gt=0, description="a restart, or an elastic run, waits so long for nodes with room for its workers"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> "TrainConfig":
-        if self.batch_size % self.workers:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of workers ({self.workers})")
-        if self.zero_stage == 0 and self.precision == "bf16":
-            raise ValueError("precision bf16 needs zero_stage >= 1: stage 0 follows another loss curve there")
+        if self.batch_size < self.workers:
+            raise ValueError(f"batch_size ({self.batch_size}) is less than a row for each of {self.workers} workers")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is more than workers ({self.workers})")
+        if self.zero_stage == 0 and self.precision != "fp32":
+            raise ValueError(
+                f"precision {self.precision} needs zero_stage >= 1: stage 0 follows another loss curve there"
+            )
         if self.zero_stage == 0 and self.offload_optimizer:
             raise ValueError("offload_optimizer needs zero_stage >= 1")
+        if self.zero_stage < 3 and self.offload_parameters:
+            raise ValueError("offload_parameters needs zero_stage 3: below it every rank works on whole weights")
+        if self.zero_stage and self.optimizer.whole_matrices:
+            raise ValueError(
+                f"optimizer {self.optimizer.name} needs zero_stage 0: it looks at whole matrices, and ZeRO gives it a "
+                "slice of all parameters in one vector"
+            )
         for where, loss in self.losses.items():
             if missing := loss.needs - SUPPLIED:
                 raise ValueError(f"{where}: {loss.name} needs {sorted(missing)}, which a corpus does not have yet")
             if "tasks" in loss.needs and (tasks := _tasks(loss)) < len(self.corpora):
                 raise ValueError(f"{where}: {loss.name} has {tasks} tasks and there are {len(self.corpora)} corpora")
-            if misfit := loss.misfit(self.model.dim):
+            if self.init is None and (misfit := loss.misfit(self.model.dim)):
                 raise ValueError(f"{where}: {misfit} (model.dim)")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluable(self) -> "TrainConfig":
+        for name, task in self.evaluation.chosen.items():
+            if task.corpus is not None and task.corpus not in self.corpora:
+                raise ValueError(
+                    f"evaluation.tasks.{name}.corpus: {task.corpus!r} is none of corpora ({', '.join(self.corpora)}); "
+                    "give its uri"
+                )
+        stopping = self.early_stopping
+        if stopping is not None and stopping.metric not in self.evaluation.metrics:
+            raise ValueError(
+                f"early_stopping.metric: {stopping.metric!r} is not measured; there are "
+                f"{', '.join(self.evaluation.metrics)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> "TrainConfig":
+        if self.init is not None and self.model != TwoTowerConfig():
+            raise ValueError("model: train.init brings its own towers and tokenizer; leave out one of the two")
         return self
 
     @model_validator(mode="after")
@@ -165,7 +244,17 @@ class TrainConfig(Config):
     @property
     def cpus(self) -> float:
         """What the workers and their decoders take in the cluster."""
-        return self.workers * (self.cpus_per_worker + self.loader.decoders * self.loader.cpus_per_decoder)
+        return self.workers * self.cpus_of_one
+
+    @property
+    def cpus_of_one(self) -> float:
+        """What one worker and its decoders take."""
+        return self.cpus_per_worker + self.loader.decoders * self.loader.cpus_per_decoder
+
+    @property
+    def least_workers(self) -> int:
+        """With how many the run goes on."""
+        return self.workers if self.min_workers is None else self.min_workers
 
     @property
     def losses(self) -> dict[str, AnyLoss]:

@@ -1,14 +1,16 @@
 """The DeepSpeed engine of one worker, set up as it was found to be exact on CPU and GPU."""
 
 import logging
-import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from rayemb.errors import RayembError
+from rayemb.train.activations import checkpoint_blocks
 from rayemb.train.config import TrainConfig
+from rayemb.train.ema import keep_mean
+from rayemb.train.parameters import parameter_groups
 
 logger = logging.getLogger(__name__)
 
@@ -24,36 +26,25 @@ def create_engine(module: nn.Module, config: TrainConfig) -> Any:
         # this operator is the only one; without it the exchange goes through gloo, which it does anyway
         # between machines.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = torch.optim.AdamW(
-        parameter_groups(module, config.weight_decay), lr=config.learning_rate, betas=config.betas
-    )
+    if config.checkpoint_activations:
+        checkpoint_blocks(module)
+    optimizer = config.optimizer.build(parameter_groups(module, config))
+    if config.ema is not None:
+        keep_mean(optimizer)
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=deepspeed_config(config), dist_init_required=False
     )
     return engine
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of step `step` (0-based): linear warm-up, then cosine to zero at the end."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-def set_learning_rate(engine: Any, rate: float) -> None:
-    """Sets the rate of every parameter group."""
+def set_rates(engine: Any, config: TrainConfig, step: int) -> float:
+    """Sets what every parameter group goes by in step `step` (0-based); gives the learning rate without factors."""
+    rate = config.schedule.rate(config.optimizer.learning_rate, step, config.steps)
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms, biases, positions' offsets and the temperature do not."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim > 1]
-    vectors = [p for p in trainable if p.ndim <= 1]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+        group["lr"] = rate * group["learning_rate_factor"]
+        if config.ema is not None:
+            group["ema_decay"] = config.ema.at(step)
+    return rate
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
@@ -63,8 +54,11 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         if config.zero_stage == 0:
             raise RayembError("stage 0 cannot offload", where="offload_optimizer", fix="use zero_stage 1, 2 or 3")
         stage["offload_optimizer"] = {"device": "cpu", "pin_memory": bool(config.gpus_per_worker)}
+    if config.offload_parameters:
+        stage["offload_param"] = {"device": "cpu", "pin_memory": bool(config.gpus_per_worker)}
     found: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.batch_size // config.workers,
+        # Of no consequence: ranks bring what they have, and any number of them goes on with a run.
+        "train_micro_batch_size_per_gpu": 1,
         # Micro-batches are ours (`train_step`), so that DeepSpeed never divides a gradient by their number.
         "gradient_accumulation_steps": 1,
         # Always said: DeepSpeed clips at 1.0 where nothing is said.
@@ -74,9 +68,11 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         # Offloaded, torch's AdamW works as it is; DeepSpeed's own is faster but compiles C++ on first use.
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": config.precision == "bf16"},
+        # The scale of the loss is DeepSpeed's to find: from 65,536 it is halved at each step that overflows.
+        "fp16": {"enabled": config.precision == "fp16"},
         "steps_per_print": 10**9,
     }
-    if config.precision == "bf16" and (config.zero_stage >= 2 or config.offload_optimizer):
+    if config.precision != "fp32" and (config.zero_stage >= 2 or config.offload_optimizer):
         # The sum of 256 micro-batches is 1 % off in bf16, and 0.2 % (as much as of two) in fp32. Not at stage 1
         # without offload: DeepSpeed then takes another optimizer wrapper, with three times the gradient memory.
         found["data_types"] = {"grad_accum_dtype": "fp32"}

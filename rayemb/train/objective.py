@@ -7,12 +7,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rayemb.losses import Batch, Loss
-from rayemb.models import TwoTower
+from rayemb.models import PADDING, TwoTower
 from rayemb.parallel import Encoded, Exchange, cut, split
 
-PADDING = 0  # token id
 # What belongs to a row and is several entries, with the counts of each row's.
-RAGGED = {"negative_tokens": "negative_counts", "negative_keys": "negative_counts"}
+RAGGED = dict.fromkeys(("negative_tokens", "negative_keys", "negative_skips"), "negative_counts")
 
 
 class Objective(nn.Module):
@@ -30,15 +29,17 @@ class Objective(nn.Module):
         """Vectors of a batch's rows (`queries`, `documents`, `negatives` if any), and the losses' own parameters.
 
         Queries are `pixels` (B, 3, S, S) uint8 or `query_tokens` (B, M) int64; documents `tokens` (B, L) and hard
-        negatives `negative_tokens` (N, L) go through the text tower.
+        negatives `negative_tokens` (N, L) go through the text tower, without pooling as many tokens as `query_skips`,
+        `skips` and `negative_skips` say.
         """
         network = self.network
-        queries = (
-            network.encode_image(batch["pixels"]) if "pixels" in batch else network.encode_text(batch["query_tokens"])
-        )
-        rows = {"queries": queries, "documents": network.encode_text(batch["tokens"])}
+        if "pixels" in batch:
+            queries = network.encode_image(batch["pixels"])
+        else:
+            queries = network.encode_text(batch["query_tokens"], batch.get("query_skips"))
+        rows = {"queries": queries, "documents": network.encode_text(batch["tokens"], batch.get("skips"))}
         if "negative_tokens" in batch:
-            rows["negatives"] = network.encode_text(batch["negative_tokens"])
+            rows["negatives"] = network.encode_text(batch["negative_tokens"], batch.get("negative_skips"))
         return Encoded(rows, shared_parameters(self.losses))
 
     def share(self, encoded: Encoded, batch: Mapping[str, Tensor], exchange: Exchange, progress: float = 0.0) -> Tensor:

@@ -1,62 +1,47 @@
 """Runs a training from the driver: plans the data, starts the workers, starts them again after a failure."""
 
+import contextlib
 import json
 import logging
-import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 import ray.train
 from numpy.typing import NDArray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayemb import storage
 from rayemb.cluster import ENVIRONMENT, require_cpus
+from rayemb.config.literature import literature
 from rayemb.data.corpus import Corpus, read_row_group
 from rayemb.data.decode import ColumnReader, DecodeSettings, Member
-from rayemb.data.mix import CorpusEntry
-from rayemb.data.samplers import ShuffledConfig
 from rayemb.data.stream import StreamSettings, open_members, open_stream
 from rayemb.errors import RayembError
-from rayemb.models import Model, ModelError, TextTokenizer
+from rayemb.models import Model, ModelError, PretrainedTokenizerConfig, TextTokenizer
 from rayemb.progress import Progress
-from rayemb.train.checkpoints import POSITION
+from rayemb.train.checkpoints import newest, sweep
 from rayemb.train.config import TrainConfig
-from rayemb.train.worker import Job, run_worker
+from rayemb.train.elastic import lost_nodes, room, wait_for_room
+from rayemb.train.evaluation import open_tasks
+from rayemb.train.failures import explain
+from rayemb.train.parameters import check_rules
+from rayemb.train.sinks import Run
+from rayemb.train.watch import TrainingLog, Watch
+from rayemb.train.worker import Job, create_objective, run_worker
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_ROWS = 500_000
+GROW_S = 5.0  # between looks at the room in the cluster
 
 
 class TrainError(RayembError):
     """A training run that cannot start or did not finish."""
-
-
-@ray.remote(num_cpus=0)
-class TrainingLog:
-    """What the workers of one run have reported so far; lives with the driver, for its progress bar."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.message = "waiting for workers"
-
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Takes one report."""
-        self.rows.append(metrics)
-
-    def say(self, message: str) -> None:
-        """Takes a line about what is going on."""
-        self.message = message
-
-    def last(self) -> tuple[str, dict[str, Any] | None]:
-        """The last message and the last report."""
-        return self.message, self.rows[-1] if self.rows else None
 
 
 def train(
@@ -70,9 +55,9 @@ def train(
 ) -> Model:
     """The trained model, saved at `model_uri`; checkpoints lie below `runs_uri`.
 
-    Running it again with the same config and corpus goes on from the last checkpoint, or gives the finished model.
-    Raises TrainError or CorpusError before workers start if the cluster is too small or the data do not suffice.
-    Needs a connected Ray.
+    Running it again with the same config and corpus goes on from the last checkpoint, with any number of workers, or
+    gives the finished model. Raises TrainError, CorpusError or ClusterError before workers start if the data do not
+    suffice or the cluster is too small. Needs a connected Ray.
     """
     entries = {
         name: entry.model_copy(update={"uri": entry.uri or storage.normalise(corpus_uri)})
@@ -80,57 +65,143 @@ def train(
     }
     corpora = {name: Corpus.open(str(entry.uri)) for name, entry in entries.items()}
     digests = [corpus.digest for corpus in corpora.values()]
+    initial = None
+    if config.init is not None:
+        config, initial = _begun(config)
+        digests.append(str(initial.digest))
     fingerprint = storage.sha256_bytes("|".join([json.dumps(config.outcome), *digests]).encode())
     finished = _finished(model_uri, fingerprint)
     if finished:
         return finished
+    model_uri = storage.normalise(model_uri)
     _check(config, corpora)
-    require_cpus(config.cpus, "training (workers and their decoders)")
+    require_cpus(config.least_workers * config.cpus_of_one, "training (workers and their decoders)")
     members = open_members(entries)
     decode = DecodeSettings(
-        tokenizer=_tokenizer(members, config),
-        image_size=config.model.image.image_size,
+        tokenizer=initial.tokenizer if initial else _tokenizer(members, config),
+        image_size=config.model.image_size,
         seed=config.seed,
         augment=config.augment,
         cache_bytes=config.loader.cache_mb << 20,
         classes=_classes(members, config),
+        prompts=config.model.prompts,
     )
+    if config.parameters:
+        check_rules(create_objective(config, decode.tokenizer), config.parameters)
     about = [
         {"name": name, "uri": corpus.uri, "digest": corpus.digest, "split": entries[name].split}
         for name, corpus in corpora.items()
     ]
     run_uri = storage.join(runs_uri, f"train-{fingerprint[:12]}")
-    log = TrainingLog.remote()  # type: ignore[attr-defined]
-    info = {
+    info: dict[str, Any] = {
         "fingerprint": fingerprint,
         "seed": config.seed,
         "loss": {key: loss.model_dump(mode="json") for key, loss in config.losses.items()},
         "corpora": about,
+        # As it may be said again: the towers are those of `init`, if there is one.
+        "config": config.model_dump(mode="json", exclude={"model"} if initial else None),
+        "papers": {key: literature(type(loss)).source for key, loss in config.losses.items()},
     }
+    if initial:
+        info["init"] = {"uri": config.init, "digest": initial.digest}
+    tasks = open_tasks(config.evaluation, entries)
+    info["evaluated"] = {name: config.evaluation.chosen[name].split for name in tasks}
+    if (stopping := config.early_stopping) and stopping.metric.rsplit("/", 1)[0] not in tasks:
+        raise TrainError(
+            f"{stopping.metric} is not measured: there is no such split",
+            where="train.early_stopping.metric",
+            fix="give train.evaluation.tasks",
+        )
+    run = Run(run_uri, run_uri.rsplit("/", 1)[1], info["config"])
+    # With the driver, so that the loss of another node leaves it alone.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    log = TrainingLog.options(scheduling_strategy=here).remote(run, config.logging.makers())  # type: ignore[attr-defined]
+
+    def job(world: int) -> Job:
+        uri, position = newest(run_uri) or (None, None)
+        state = position["data"] if position else None
+        settings = StreamSettings(entries, config.mix, config.batch_size, config.seed, state)
+        stream = open_stream(settings, members, decode, config.loader, world=world)
+        attempt = secrets.token_hex(4)
+        return Job(config, decode.tokenizer, stream, tasks, model_uri, run_uri, info, log, uri, attempt)
+
     try:
-        for attempt in range(config.max_failures + 1):
-            state = _last_state(run_uri)
-            settings = StreamSettings(entries, config.mix, config.batch_size, config.seed, state)
-            stream = open_stream(settings, members, decode, config.loader, world=config.workers)
-            validation = _validation(config, entries, corpora)
-            job = Job(config, decode.tokenizer, stream, validation, storage.normalise(model_uri), run_uri, info, log)
-            try:
-                with _watch(log, config.steps, progress):
-                    _fit(job, callbacks)
-                return Model.load(model_uri)
-            except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-                if attempt == config.max_failures:
-                    raise TrainError(
-                        f"training failed {attempt + 1} times, the last time with: {_root(error)}",
-                        where=run_uri,
-                        fix="mend the cause and run the same command: it goes on from the last checkpoint",
-                    ) from error
-                logger.warning("training failed (%s); going on from the last checkpoint", _root(error))
-            finally:
-                ray.kill(stream.planner)
+        _attempts(config, job, run_uri, log, progress, callbacks)
     finally:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(log.close.remote())
         ray.kill(log)
-    raise AssertionError("unreachable")
+    return Model.load(model_uri)
+
+
+def _attempts(
+    config: TrainConfig,
+    job: Callable[[int], Job],
+    run_uri: str,
+    log: Any,
+    progress: Progress | None,
+    callbacks: list[Any] | None,
+) -> None:
+    """Runs the workers until they are through: again after a failure, and with more of them when there is room."""
+    failures, started = 0, False
+    while True:
+        # What is not elastic and starts for the first time waits as long as Ray does: a sweep's trials take turns.
+        world = wait_for_room(config) if started or config.min_workers is not None else config.workers
+        started = True
+        sweep(run_uri)
+        ray.get(log.begin.remote())
+        attempt = job(world)
+        ray.get(log.resume.remote(attempt.stream.start))
+        grow = _grower(config, attempt, world) if world < config.workers else None
+        watch = Watch(log, config.steps, progress, config.stall_seconds, grow, every=GROW_S)
+        try:
+            with watch.running():
+                result = _fit(attempt, world, callbacks)
+            if not (result or {}).get("paused"):
+                return
+            logger.info("there is room for more workers than %d: going on with them", world)
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            failures += 1
+            failure = explain(error, watch.stalled)
+            if failure.lasting:
+                raise TrainError(failure.what, where=run_uri, fix=failure.fix) from error
+            if failures > config.max_failures:
+                raise TrainError(
+                    f"training failed {failures} times, the last time with: {failure.what}",
+                    where=run_uri,
+                    fix=failure.fix,
+                ) from error
+            logger.warning("training failed (%s); going on from the last checkpoint", failure.what)
+        finally:
+            ray.kill(attempt.stream.planner)
+
+
+def _grower(config: TrainConfig, attempt: Job, world: int) -> Callable[[], bool]:
+    """Asks the workers to save and stop once there is room for more of them; says whether it has."""
+
+    def grow() -> bool:
+        more = room(config)
+        if more > 0:
+            logger.info("%d workers run and there is room for %d more", world, more)
+            attempt.stream.planner.pause.remote()
+        return more > 0
+
+    return grow
+
+
+def _begun(config: TrainConfig) -> tuple[TrainConfig, Model]:
+    """The config with the towers of the model that it starts from, and that model.
+
+    Raises ModelError if there is none, TrainError if a loss does not fit it.
+    """
+    uri = storage.normalise(str(config.init))
+    initial = Model.load(uri)
+    # Not validated again: `init` and `model` together are what a user may not say.
+    config = config.model_copy(update={"init": uri, "model": initial.network.config})
+    for key, loss in config.losses.items():
+        if misfit := loss.misfit(config.model.dim):
+            raise TrainError(f"{misfit} (the dimension of train.init)", where=f"train.{key}")
+    return config, initial
 
 
 def _check(config: TrainConfig, corpora: dict[str, Corpus]) -> None:
@@ -151,19 +222,6 @@ def _check(config: TrainConfig, corpora: dict[str, Corpus]) -> None:
             where="train.mix.batches",
             fix="use one_corpus",
         )
-    first = next(iter(corpora.values()))
-    if config.val_split and config.val_split not in first.splits:
-        logger.warning("the corpus has no split %r: no recall during training", config.val_split)
-
-
-def _validation(config: TrainConfig, entries: Mapping[str, CorpusEntry], corpora: dict[str, Corpus]) -> Member | None:
-    name, corpus = next(iter(corpora.items()))
-    if config.val_split is None or config.val_split not in corpus.splits:
-        return None
-    # As it is: the main caption, nothing varied, no hard negatives.
-    changes = {"split": config.val_split, "main_caption": 1.0, "hard_negatives": 0, "sampler": ShuffledConfig()}
-    (member,) = open_members({name: entries[name].model_copy(update=changes)})
-    return member
 
 
 def _classes(members: Sequence[Member], config: TrainConfig) -> NDArray[np.int64] | None:
@@ -198,7 +256,8 @@ def _concepts(member: Member) -> NDArray[np.int64]:
     return np.unique(np.concatenate([np.unique(reader([group], "concept")) for group in member.groups]))
 
 
-def _fit(job: Job, callbacks: list[Any] | None) -> None:
+def _fit(job: Job, world: int, callbacks: list[Any] | None) -> dict[str, Any] | None:
+    """What rank 0 returned."""
     config = job.config
     runs_uri, name = job.run_uri.rsplit("/", 1)
     # The filesystem is ours rather than the one Ray makes of a URI: pyarrow ignores AWS_ENDPOINT_URL there.
@@ -209,12 +268,17 @@ def _fit(job: Job, callbacks: list[Any] | None) -> None:
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": str(config.threads_per_worker)}
     if not config.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"
-    TorchTrainer(
+    lost = lost_nodes()
+    result = TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=bool(config.gpus_per_worker), resources_per_worker=resources
+            num_workers=world,
+            use_gpu=bool(config.gpus_per_worker),
+            resources_per_worker=resources,
+            # Until Ray has given a lost node up, it would go on placing workers there.
+            label_selector={"ray.io/node-id": f"!in({','.join(lost)})"} if lost else None,
         ),
         run_config=RunConfig(
             name=name,
@@ -222,11 +286,12 @@ def _fit(job: Job, callbacks: list[Any] | None) -> None:
             storage_filesystem=fs,
             # Restarts are ours (see `train`): the stream must start where the checkpoint stands.
             failure_config=FailureConfig(max_failures=0),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
             worker_runtime_env={"env_vars": environment},
             callbacks=callbacks,
         ),
     ).fit()
+    returned: dict[str, Any] | None = result.return_value
+    return returned
 
 
 def _finished(model_uri: str, fingerprint: str) -> Model | None:
@@ -238,7 +303,9 @@ def _finished(model_uri: str, fingerprint: str) -> Model | None:
 
 
 def _tokenizer(members: Sequence[Member], config: TrainConfig) -> TextTokenizer:
-    """A tokenizer learned from the texts of the training splits alone, from a sample of large ones."""
+    """A tokenizer learned from the texts of the training splits alone, from a sample of large ones; or a given one."""
+    if isinstance(config.model.tokenizer, PretrainedTokenizerConfig):
+        return TextTokenizer.from_source(str(config.model.tokenizer_source), config.model.tokenizer.max_length)
     texts = [text for part in ray.get([_texts.remote(member) for member in members]) for text in part]
     return TextTokenizer.train(texts, config.model.tokenizer)
 
@@ -253,57 +320,3 @@ def _texts(member: Member) -> list[str]:
         texts += [text for row in table.column("texts").to_pylist() for text in row or []]
         texts += [query for query in table.column("query").to_pylist() if query]
     return texts
-
-
-def _last_state(run_uri: str) -> dict[str, Any] | None:
-    """The data's state in the last checkpoint below `run_uri`; None without one."""
-    if not storage.exists(run_uri):
-        return None
-    fs, path = storage.filesystem(run_uri)
-    try:
-        checkpoint = ray.train.Result.from_path(path, storage_filesystem=fs).checkpoint
-    except (RuntimeError, ValueError, FileNotFoundError):
-        return None
-    if checkpoint is None:
-        return None
-    prefix = "s3://" if run_uri.startswith("s3://") else ""
-    state: dict[str, Any] = storage.read_json(storage.join(prefix + checkpoint.path, POSITION))["data"]
-    return state
-
-
-@contextmanager
-def _watch(log: Any, steps: int, progress: Progress | None) -> Iterator[None]:
-    """Passes the workers' reports on to `progress` while the block runs."""
-    if progress is None:
-        yield
-        return
-    done = threading.Event()
-
-    def poll() -> None:
-        while not done.wait(0.5):
-            try:
-                message, metrics = ray.get(log.last.remote(), timeout=5)
-            except (ray.exceptions.RayError, TimeoutError):
-                continue
-            if metrics is None:
-                progress(0, steps, message)
-            else:
-                text = f"loss {metrics['loss']:.3f}, temperature {metrics['temperature']:.3f}"
-                progress(metrics["step"], steps, f"{text}, {metrics['pairs_per_second']:.0f} pairs/s")
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=10)
-
-
-def _root(error: BaseException) -> str:
-    """What went wrong first, from the error's name on: a worker's comes with its whole traceback before it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error)
-    names = list(re.finditer(r"^[\w.]+(?:Error|Exception|Exit)\b", text, re.MULTILINE))
-    return " ".join(text[names[-1].start() if names else 0 :].split())[-1000:]

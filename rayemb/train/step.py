@@ -1,8 +1,9 @@
 """One optimizer step of a DeepSpeed engine over as many micro-batches as it takes, with the gradient of all of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from rayemb.errors import RayembError
@@ -11,18 +12,33 @@ from rayemb.parallel.cache import Encoded, gradient_cache, most_over_ranks
 Reduction = Literal["auto", "coalesce", "boundary"]
 
 
+class Step(NamedTuple):
+    """What one step found.
+
+    loss:          this rank's share of it, detached.
+    gradient_norm: of the whole batch's gradient over all parameters that are trained, before clipping; infinite if
+                   the step was skipped, for want of range in fp16.
+    """
+
+    loss: Tensor
+    gradient_norm: float
+
+
 def train_step(
     engine: Any,
     micro_batches: Sequence[dict[str, Tensor]],
     loss: Callable[[Encoded], Tensor],
     *,
     reduction: Reduction = "auto",
-) -> Tensor:
-    """This rank's share of the loss, detached, after one optimizer step on the gradient of the whole batch.
+    at: Callable[[str], None] | None = None,
+) -> Step:
+    """One optimizer step on the gradient of the whole batch.
 
     `engine(micro_batch)` returns an `Encoded`; `loss` gets the rows of all micro-batches in order. All ranks must
     call it; they may bring different numbers of micro-batches, and a rank without rows brings one of zero rows.
     Gradients are averaged over ranks, and clipped once, as a whole, where the engine clips.
+
+    `at` is told of the phase `step`, once all gradients are there.
 
     `reduction`: when ranks exchange gradients. Both give the same gradient at every stage, with the optimizer
     offloaded or not: parameters after four steps are within 6e-7 of one process with the whole batch, in fp32. What
@@ -62,5 +78,11 @@ def train_step(
             value = gradient_cache(engine, micro_batches, loss, backward, rounds=rounds)
     else:
         value = gradient_cache(engine, micro_batches, loss, backward, rounds=rounds)
+    if at is not None:
+        at("step")
+    norm = None
+    if not engine.zero_optimization_stage():
+        # DeepSpeed keeps it at the other stages only. Before the step, which clips the gradients and lets them go.
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.step()
-    return value
+    return Step(value, float(engine.get_global_grad_norm() if norm is None else norm))

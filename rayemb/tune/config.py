@@ -35,12 +35,12 @@ class TuneConfig(Config):
             "batch_size": 128,
             "corpora.main.fraction": 0.25,
             "workers": 1,
-            "evaluate_every": 20,
-            "log_every": 20,
+            "evaluation.every": 20,
+            "logging.every": 20,
         },
         description="keys of the training config that every trial changes, to be cheap",
     )
-    metric: str = Field("val_recall_at_1", description="what a trial reports and the sweep compares")
+    metric: str = Field("val/recall@1", description="what a trial reports and the sweep compares")
     mode: str = Field("max", pattern="^(min|max)$", description="whether more or less of it is better")
     trials: int = Field(4, ge=1, description="samples of the search space")
     concurrent: int = Field(2, ge=1, description="trials at once, at most; see cluster.trial_slots")

@@ -113,15 +113,15 @@ def trial_config(base: TrainConfig, config: TuneConfig, sample: dict[str, Any]) 
     """
     data = base.model_dump(mode="json")
     # Every report must carry the metric, so validation and reports go together.
-    often = {"log_every": config.grace_steps, "evaluate_every": config.grace_steps}
+    often = {"logging.every": config.grace_steps, "evaluation.every": config.grace_steps}
     for key, value in {**often, **config.set, **sample}.items():
         if not _set(data, key, value):
             section = "tune.search" if key in sample else "tune.set"
             raise TuneError(
                 f"the training config has no key {key!r}", where=f"{section}.{key}", fix="see `rayemb config show`"
             )
-    data["evaluate_every"] = data["log_every"]
-    data["checkpoint_every"] = data["steps"]
+    data["evaluation"]["every"] = data["logging"]["every"]
+    data["checkpoints"]["every"] = data["steps"]
     try:
         return from_mapping(TrainConfig, data, source="tune")
     except ConfigError as error:

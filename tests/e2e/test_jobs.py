@@ -41,7 +41,7 @@ def submit(head: Head, entrypoint: str, arguments: list[str]) -> str:
 
 
 def test_train_and_index_run_as_jobs(head: Head, tmp_path: Path) -> None:
-    quick = ["train.steps=20", "corpus.source.limit=1500", "train.evaluate_every=20", "train.val_split=null"]
+    quick = ["train.steps=20", "corpus.source.limit=1500", "train.evaluation.tasks={}"]
     arguments = ["jobs/configs/demo.yaml", f"workspace={tmp_path}", *SMALL, *quick]
     config = load(RunConfig, ROOT / "jobs/configs/demo.yaml", [f"workspace={tmp_path}"])
     submit(head, "jobs/corpus.py", arguments)
@@ -63,14 +63,14 @@ def test_a_sweep_runs_without_deadlock_and_prints_its_best(head: Head, tmp_path:
     arguments = ["jobs/configs/tune_demo.yaml", f"workspace={tmp_path}", *small]
     submit(head, "jobs/corpus.py", arguments)
     log = submit(head, "jobs/tune.py", arguments)
-    assert "best val_recall_at_1" in log
+    assert "best val/recall@1" in log
     (sweep,) = (path for path in (tmp_path / "sweeps").glob("sweep-*") if (path / "best.yaml").exists())
     trials = json.loads((sweep / "trials.json").read_text())
     assert len(trials) == 3
     assert all(0.02 <= trial["settings"]["loss.temperature"] <= 0.5 for trial in trials)
     best = load(RunConfig, sweep / "best.yaml")
-    finished = [trial for trial in trials if trial.get("val_recall_at_1") is not None]
-    winner = max(finished, key=lambda trial: trial["val_recall_at_1"])
+    finished = [trial for trial in trials if trial.get("val/recall@1") is not None]
+    winner = max(finished, key=lambda trial: trial["val/recall@1"])
     assert best.train.loss.temperature == pytest.approx(winner["settings"]["loss.temperature"])
 
 

@@ -55,7 +55,7 @@ def s3() -> Iterator[dict[str, str]]:
 
 @pytest.mark.slow
 def test_every_artefact_can_lie_on_s3(s3: dict[str, str]) -> None:
-    quick = ["train.steps=20", "train.checkpoint_every=10", "corpus.source.limit=1500", "train.evaluate_every=20"]
+    quick = ["train.steps=20", "train.checkpoints.every=10", "corpus.source.limit=1500", "train.evaluation.every=20"]
     with local_head(ClusterConfig(num_cpus=4, object_store_mb=300), env=s3) as head:
         environment = {**os.environ, **head.environment(), **s3}
         command = [sys.executable, "-c", SCRIPT, "workspace=s3://runs/small", *SMALL, *quick]

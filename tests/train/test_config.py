@@ -9,9 +9,14 @@ from rayemb.train import TrainConfig
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["batch_size=255"], "multiple of workers"),
+        (["batch_size=1"], "less than a row for each of 2 workers"),
+        (["min_workers=3"], r"min_workers \(3\) is more than workers \(2\)"),
         (["zero_stage=0", "precision=bf16"], "zero_stage >= 1"),
         (["zero_stage=0", "offload_optimizer=true"], "offload_optimizer needs zero_stage >= 1"),
+        (["zero_stage=2", "offload_parameters=true"], "offload_parameters needs zero_stage 3"),
+        (["zero_stage=0", "precision=fp16"], "fp16 needs zero_stage >= 1"),
+        (["optimizer.name=lamb"], "lamb needs zero_stage 0: it looks at whole matrices"),
+        (["optimizer={name: lion}"], "'adamw', 'lamb', 'lars', 'muon'"),
         (["loss.name=gist_embed"], r"gist_embed needs \['guide'\]"),
         (["corpora={a: {}, b: {weight: 2}}"], "a has no weight"),
         (["corpora={a: {}, b: {loss: {name: siglip}}}", "mix.batches=mixed"], "rows of several corpora"),
@@ -26,6 +31,11 @@ from rayemb.train import TrainConfig
         (["model.dim=64", "loss={name: matryoshka, dims: [32, 128], loss: {}}"], "dims has 128, the vectors have 64"),
         (["tile=[0, 4]"], "greater than or equal to 1"),
         (["exchange=telepathy"], "'gather' or 'ring'"),
+        (["early_stopping={metric: test/recall@1}"], "'test/recall@1' is not measured; there are val/recall@1, val/"),
+        (["evaluation.tasks.x={kind: knn, corpus: b}"], r"x\.corpus: 'b' is none of corpora \(main\)"),
+        (["evaluation.tasks.x={kind: knn, kk: 3}"], r"evaluation\.tasks\.x\.kk: unknown key. did you mean 'k'"),
+        (["evaluation.tasks.x={kind: zero_shot, templates: [a]}"], "'a' needs one {} for the name"),
+        (["logging.sinks=[{name: mlflo}]"], "'tensorboard', 'mlflow', 'wandb'"),
         (["micro_batch_size=0"], "greater than or equal to 1"),
     ],
 )
@@ -42,7 +52,8 @@ def test_any_loss_is_chosen_by_name() -> None:
 
 def test_cutting_the_work_up_differently_does_not_start_a_run_anew() -> None:
     whole = load(TrainConfig)
-    cut = load(TrainConfig, None, ["micro_batch_size=8", "exchange=ring", "tile=[4, 4]", "log_every=1"])
+    how = ["micro_batch_size=8", "exchange=ring", "tile=[4, 4]", "logging.every=1", "workers=3"]
+    cut = load(TrainConfig, None, how)
     assert cut.outcome == whole.outcome
-    for other in ("steps=1", "seed=3", "loss.temperature=0.2", "zero_stage=3", "workers=1"):
+    for other in ("steps=1", "seed=3", "loss.temperature=0.2", "zero_stage=3"):
         assert load(TrainConfig, None, [other]).outcome != whole.outcome

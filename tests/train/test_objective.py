@@ -18,7 +18,7 @@ LENGTHS = torch.tensor([3, 9, 1, 5, 9, 2, 4, 7])
 def batch() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, 50, (8, 12), generator=generator)
-    tokens[torch.arange(12)[None] >= LENGTHS[:, None]] = 0
+    tokens[torch.arange(12)[None] >= LENGTHS[:, None]] = -1
     pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator)
     return {"pixels": pixels, "tokens": tokens, "keys": torch.arange(8)}
 
@@ -31,16 +31,16 @@ def objective() -> Objective:
 def test_each_micro_batch_is_as_wide_as_its_longest_text() -> None:
     parts, whole = micro_batches(batch(), rows=None, tokens=20)
     assert all(part["tokens"].numel() <= 20 for part in parts)
-    assert [part["tokens"].shape[1] for part in parts] == [int((part["tokens"] != 0).sum(1).max()) for part in parts]
+    assert [part["tokens"].shape[1] for part in parts] == [int((part["tokens"] != -1).sum(1).max()) for part in parts]
     assert torch.equal(torch.cat([part["keys"] for part in parts]), whole["keys"])
     assert sorted(whole["keys"].tolist()) == list(range(8))
     for part in parts:
         for ids, key in zip(part["tokens"], part["keys"], strict=True):
-            assert torch.equal(ids[ids != 0], batch()["tokens"][key][: LENGTHS[key]])
+            assert torch.equal(ids[ids != -1], batch()["tokens"][key][: LENGTHS[key]])
 
 
 def test_no_text_at_all_keeps_one_column() -> None:
-    assert trimmed(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 1)
+    assert trimmed(torch.full((2, 5), -1)).shape == (2, 1)
     assert trimmed(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 1)
 
 

@@ -42,9 +42,11 @@ def test_what_is_no_distribution_is_refused_with_its_key(text: str, message: str
 
 def test_a_trial_is_the_base_with_its_settings() -> None:
     config = TuneConfig(set={"steps": 30, "workers": 1}, grace_steps=10)
-    trial = trial_config(TrainConfig(), config, {"loss.temperature": 0.2, "loss.margin": 0.1})
+    sample = {"loss.temperature": 0.2, "loss.margin": 0.1, "optimizer.learning_rate": 1e-4, "schedule.warmup_steps": 3}
+    trial = trial_config(TrainConfig(), config, sample)
     assert (trial.loss.temperature, trial.loss.margin, trial.steps, trial.workers) == (0.2, 0.1, 30, 1)
-    assert trial.log_every == trial.evaluate_every == 10
+    assert (trial.optimizer.learning_rate, trial.schedule.warmup_steps) == (1e-4, 3)
+    assert trial.logging.every == trial.evaluation.every == 10
 
 
 @pytest.mark.parametrize(
