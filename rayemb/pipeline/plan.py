@@ -11,6 +11,7 @@ from rayemb.config import ConfigError, from_mapping
 from rayemb.pipeline.config import ArtefactName, ReadName, RunConfig, StepConfig
 from rayemb.pipeline.stages import STAGES, Stage
 from rayemb.storage import join, normalise
+from rayemb.train.soup import judged_on
 
 # What an artefact is to those who read it.
 _AS: dict[ArtefactName, ReadName] = {
@@ -91,7 +92,9 @@ class _Planner:
             own = from_mapping(RunConfig, data, source=at)
             # Not through the dump: that leaves credentials out.
             own = own.model_copy(update={"storage": self.config.storage, "cluster": self.config.cluster})
-            for kind in _needs(step.run, own) - read.keys():
+            # What a step of an unknown stage makes is unknown: it may be this.
+            missing = set() if None in self.made.values() else _needs(step.run, own) - read.keys() - step.reads.keys()
+            for kind in sorted(missing):
                 self._wrong(at, f"no step before it made what it reads: {kind} (or give artefacts.{kind})")
             planned = PlannedStep(step.name, step.run, own, _inputs(step.run, own))
         except ConfigError as error:
@@ -189,8 +192,8 @@ def _needs(run: str, config: RunConfig) -> set[ReadName]:
     """What the step cannot do without."""
     needs: set[ReadName] = set(STAGES[run].reads)
     if run in ("train", "tune", "soup"):
-        judged = run != "soup" or config.soup.method == "greedy"
-        if not judged or all(entry.uri for entry in config.train.corpora.values()):
+        named = judged_on(config.train) if run == "soup" else {n: e.uri for n, e in config.train.corpora.items()}
+        if all(named.values()) or (run == "soup" and config.soup.method == "uniform"):
             needs.discard("corpus")
     if run == "mine":
         needs -= {name for name in ("model", "index") if getattr(config.mine, name)}
@@ -207,6 +210,8 @@ def _inputs(run: str, config: RunConfig) -> dict[str, tuple[ReadName, str]]:
             found["init"] = ("model", normalise(config.train.init))
     if run == "soup":
         found |= {f"models[{n}]": ("model", normalise(uri)) for n, uri in enumerate(config.soup.models)}
+        if config.soup.method == "greedy":
+            found |= {f"tasks.{name}": ("corpus", uri) for name, uri in judged_on(config.train).items() if uri}
     if run == "mine":
         outside: dict[str, tuple[ReadName, str | None]] = {
             "model": ("model", config.mine.model),

@@ -18,7 +18,6 @@ from rayemb.config import Config
 from rayemb.data.augment import AugmentConfig
 from rayemb.data.corpus import Corpus
 from rayemb.data.decode import DecodeSettings
-from rayemb.data.mix import CorpusEntry
 from rayemb.errors import RayembError
 from rayemb.models import Model, ModelError, model_digest
 from rayemb.models.soup import Greedy, WeightMean, greedy, require_alike, shared_info
@@ -83,20 +82,15 @@ def soup(
         raise SoupError("a soup is not written over one of its models", where=uri, fix="set artefacts.soup")
     digests = [model_digest(each) for each in uris]
     recipe: list[Any] = [FORMAT, config.model_dump(mode="json", exclude={"models"}), digests]
-    entries = {}
     if config.method == "greedy":
-        entries = {
-            name: entry.model_copy(update={"uri": entry.uri or storage.normalise(corpus_uri)})
-            for name, entry in training.corpora.items()
-        }
-        corpora = [Corpus.open(str(entry.uri)).digest for entry in entries.values()]
-        recipe += [corpora, training.evaluation.model_dump(mode="json", include={"tasks"})]
+        judged = {name: Corpus.open(given or corpus_uri).digest for name, given in judged_on(training).items()}
+        recipe += [judged, training.evaluation.model_dump(mode="json", include={"tasks"})]
     fingerprint = storage.sha256_bytes(json.dumps(recipe, sort_keys=True).encode())
     if finished := _finished(uri, fingerprint):
         return finished
     first = Model.load(uris[0])
     infos = [first.info, *(model.info for model in _others(first, uris))]
-    chosen = _choose(config, training, entries, uris, progress) if entries else None
+    chosen = _choose(config, training, corpus_uri, uris, progress) if config.method == "greedy" else None
     taken = chosen.taken if chosen else list(range(len(uris)))
     weights = config.weights or [1.0] * len(uris)
     mean = _mean(uris, taken, weights, progress)
@@ -108,6 +102,13 @@ def soup(
     }
     first.save(uri)
     return first
+
+
+def judged_on(training: TrainConfig) -> dict[str, str | None]:
+    """The corpus of each task of the evaluation by the task's name; None: the run's own."""
+    first = next(iter(training.corpora))
+    tasks = training.evaluation.chosen.items()
+    return {name: task.uri or training.corpora[task.corpus or first].uri for name, task in tasks}
 
 
 class Judge:
@@ -147,11 +148,15 @@ class _Towers(Objective):
 def _choose(
     config: SoupConfig,
     training: TrainConfig,
-    entries: Mapping[str, CorpusEntry],
+    corpus_uri: str,
     uris: Sequence[str],
     progress: Progress | None,
 ) -> Greedy:
     """The greedy choice, judged in the cluster."""
+    entries = {
+        name: entry.model_copy(update={"uri": entry.uri or storage.normalise(corpus_uri)})
+        for name, entry in training.corpora.items()
+    }
     tasks = open_tasks(training.evaluation, entries)
     if config.metric.rsplit("/", 1)[0] not in tasks:
         raise SoupError(
