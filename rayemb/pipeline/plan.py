@@ -68,7 +68,7 @@ class _Planner:
         self.common = {key: value for key, value in said.items() if key in _SECTIONS}
         self.made: dict[str, tuple[ReadName | None, str] | None] = {}
         self.names = [step.name for step in config.steps]
-        for name in config.artefacts.model_fields_set - set(get_args(ReadName)):
+        for name in sorted(config.artefacts.model_fields_set - set(get_args(ReadName))):
             self._wrong(f"artefacts.{name}", "a recipe's artefacts lie in workspace/step; leave it out")
 
     def step(self, number: int, step: StepConfig) -> PlannedStep | None:
@@ -113,9 +113,9 @@ class _Planner:
                 data[section] = merged(data.get(section, {}), own)
         if step.init is not None:
             self._refer(f"{at}.init", step, "train", data, ("train", "init"), [step.init])
-        if "init" in step.train or step.init is not None:
-            # A start brings its towers; those of the other steps' section are not meant then.
-            data["train"] = {key: value for key, value in data["train"].items() if key != "model" or key in step.train}
+        if ("init" in step.train or step.init is not None) and "model" not in step.train:
+            # A start brings its towers; those of the section of all steps are not meant then.
+            data["train"] = {key: value for key, value in data.get("train", {}).items() if key != "model"}
         if step.models is not None:
             self._refer(f"{at}.models", step, "soup", data, ("soup", "models"), step.models)
         elif step.run == "soup" and not data.get("soup", {}).get("models"):

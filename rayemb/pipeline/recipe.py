@@ -91,11 +91,7 @@ class _Manifest:
         self._config, self._names = config.model_dump(mode="json"), [step.name for step in steps]
         self._records: dict[str, StepRecord] = {}
         with contextlib.suppress(storage.MissingError):
-            document = storage.read_json(self.uri)
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                what = f"not a recipe's manifest of format {FORMAT}"
-                raise RayembError(what, where=self.uri, fix="delete it, or take another workspace")
-            self._records = {row["name"]: StepRecord(**row) for row in document["steps"]}
+            self._records = _records(storage.read_json(self.uri), self.uri)
 
     def done(self, step: PlannedStep, fingerprint: str) -> StepRecord | None:
         """The record of the step, if it still holds."""
@@ -113,6 +109,17 @@ class _Manifest:
         steps = [asdict(self._records[name]) for name in self._names if name in self._records]
         document = {"format": FORMAT, "rayemb": __version__, "config": self._config, "steps": steps}
         storage.write_json(self.uri, document)
+
+
+def _records(document: Any, where: str) -> dict[str, StepRecord]:
+    """The records of a manifest by step. Raises RayembError if it is none, or of another format."""
+    try:
+        if document["format"] == FORMAT:
+            return {row["name"]: StepRecord(**row) for row in document["steps"]}
+    except (KeyError, TypeError):
+        pass
+    what = f"not a recipe's manifest of format {FORMAT}"
+    raise RayembError(what, where=where, fix="delete it, or take another workspace")
 
 
 def _fingerprint(step: PlannedStep, digests: list[str]) -> str:

@@ -8,9 +8,12 @@ import pytest
 import yaml
 
 from rayemb.config import ConfigError, from_mapping, load
+from rayemb.errors import RayembError
 from rayemb.losses import InfoNCEConfig, SigLIPConfig
 from rayemb.pipeline import RunConfig
 from rayemb.pipeline.plan import merged, plan, problems_of
+from rayemb.pipeline.recipe import run_recipe
+from tests.test_cli import Run, rayemb  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 RECIPE: dict[str, Any] = {
@@ -114,6 +117,10 @@ def test_credentials_reach_the_steps_and_no_dump() -> None:
         ([(5, {"init": "per"})], {"steps[5].init": "unknown step 'per'; did you mean 'pre'?"}),
         ([(5, {"init": "b"})], {"steps[5].init": "step 'b' comes later"}),
         ([(5, {"init": "mine"})], {"steps[5].init": "step 'mine' makes no model"}),
+        (
+            [(5, {"init": None, "train": {"init": "x", "model": {"dim": 3}}})],
+            {"steps[5].train": "brings its own towers"},
+        ),
         ([(2, {"init": "pre"})], {"steps[2].init": "only the stage train has it, and this is embed"}),
         ([(5, {"train": {"init": "x"}})], {"steps[5].init": "give this or train.init, not both"}),
         ([(7, {"models": ["a"]})], {"steps[7].models": "two models or more"}),
@@ -165,6 +172,30 @@ def test_keys_of_the_steps_themselves_are_written_alike() -> None:
 def test_there_must_be_steps() -> None:
     with pytest.raises(ConfigError, match="steps: there are no steps"):
         plan(recipe(steps=[]))
+
+
+def test_the_command_says_it_before_a_cluster_starts(rayemb: Run, tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "recipe.yaml"
+    typo = {"name": "a", "run": "train", "train": {"loss": {"temprature": 1}}}
+    for steps, said in (
+        ([{"name": "corpus", "run": "corpus"}, typo], "recipe: steps[1].train.loss.temprature: unknown key"),
+        ([{"name": "corpus", "stage": "corpus"}], "steps[0].stage: unknown key"),
+        ([], "steps: there are no steps"),
+    ):
+        file.write_text(yaml.safe_dump({"workspace": str(tmp_path / "run"), "steps": steps}))
+        answer = rayemb("recipe", str(file))
+        assert (answer.returncode, answer.stdout) == (2, "")
+        assert said in answer.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_manifest_of_a_recipe_is_left_alone(tmp_path: Path) -> None:
+    config = recipe(workspace=str(tmp_path))
+    for text in ("[]", '{"format": 2, "steps": []}', '{"format": 1, "steps": [{"name": "a"}]}'):
+        (tmp_path / "recipe.json").write_text(text)
+        with pytest.raises(RayembError, match=r"recipe\.json: not a recipe's manifest of format 1"):
+            run_recipe(config)
+        assert (tmp_path / "recipe.json").read_text() == text
 
 
 def test_merging_leaves_the_settings_of_all_steps_alone() -> None:
