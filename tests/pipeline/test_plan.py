@@ -8,11 +8,9 @@ import pytest
 import yaml
 
 from rayemb.config import ConfigError, from_mapping, load
-from rayemb.errors import RayembError
 from rayemb.losses import InfoNCEConfig, SigLIPConfig
 from rayemb.pipeline import RunConfig
 from rayemb.pipeline.plan import merged, plan, problems_of
-from rayemb.pipeline.recipe import run_recipe
 from tests.test_cli import Run, rayemb  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -187,15 +185,6 @@ def test_the_command_says_it_before_a_cluster_starts(rayemb: Run, tmp_path: Path
         assert (answer.returncode, answer.stdout) == (2, "")
         assert said in answer.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_what_is_no_manifest_of_a_recipe_is_left_alone(tmp_path: Path) -> None:
-    config = recipe(workspace=str(tmp_path))
-    for text in ("[]", '{"format": 2, "steps": []}', '{"format": 1, "steps": [{"name": "a"}]}'):
-        (tmp_path / "recipe.json").write_text(text)
-        with pytest.raises(RayembError, match=r"recipe\.json: not a recipe's manifest of format 1"):
-            run_recipe(config)
-        assert (tmp_path / "recipe.json").read_text() == text
 
 
 def test_merging_leaves_the_settings_of_all_steps_alone() -> None:
