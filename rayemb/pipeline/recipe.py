@@ -63,7 +63,7 @@ def run_recipe(config: RunConfig, display: Display | None = None) -> list[StepRe
         for number, step in enumerate(steps, 1):
             title = f"{number}/{len(steps)} {step.name}: {step.stage.title}"
             inputs = {label: {"uri": uri, "digest": _digest(kind, uri)} for label, (kind, uri) in step.inputs.items()}
-            fingerprint = _fingerprint(step, [inputs[label]["digest"] for label in sorted(inputs)])
+            fingerprint = _fingerprint(step, {label: given["digest"] for label, given in inputs.items()})
             if record := manifest.done(step, fingerprint):
                 display.console.print(f"[bold]{title}[/bold]")
                 display.result(f"already there: {record.summary}", record.uri)
@@ -122,7 +122,7 @@ def _records(document: Any, where: str) -> dict[str, StepRecord]:
     raise RayembError(what, where=where, fix="delete it, or take another workspace")
 
 
-def _fingerprint(step: PlannedStep, digests: list[str]) -> str:
+def _fingerprint(step: PlannedStep, digests: dict[str, str]) -> str:
     """Of all that decides what the step makes."""
     sections = step.stage.sections
     settings: dict[str, Any] = {name: getattr(step.config, name).model_dump(mode="json") for name in sections}
