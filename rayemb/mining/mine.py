@@ -21,6 +21,7 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy
 
 from rayemb import storage
+from rayemb.cluster import require_cpus
 from rayemb.curate import CurationError, Rows, Verdicts, together, verdicts
 from rayemb.curate.base import runs
 from rayemb.curate.config import CurateConfig
@@ -103,6 +104,10 @@ class MineConfig(EncoderStep, ChoiceConfig):
             )
         if (self.guide or self.cross_encoder) and rows.corpus.kind != "text_pair":
             raise CurationError("a guide and a cross-encoder read texts on both sides", where=rows.corpus.uri)
+        # Half of an encoder's for a searcher: encoders and searchers with a CPU each would leave none of a small cluster
+        # for reading, and wait for rows for ever.
+        share = self.cpus_per_worker / 2
+        require_cpus(self.workers * (self.cpus_per_worker + share) + 1, "mining (encoders, searchers and their data)")
         others = ray.put(_positives_of_repeated_queries(rows))
         keep = ["text", "texts", "query_key", "text_key", "negatives"]
         keep += ["query"] if rows.corpus.kind == "text_pair" else []
@@ -111,7 +116,7 @@ class MineConfig(EncoderStep, ChoiceConfig):
             fn_constructor_args=(self, others, rows.seed, rows.folder),
             batch_size=self.batch_size,
             batch_format="pyarrow",
-            num_cpus=self.cpus_per_worker,
+            num_cpus=share,
             compute=ActorPoolStrategy(size=self.workers),
         )
 
