@@ -104,8 +104,8 @@ class MineConfig(EncoderStep, ChoiceConfig):
             )
         if (self.guide or self.cross_encoder) and rows.corpus.kind != "text_pair":
             raise CurationError("a guide and a cross-encoder read texts on both sides", where=rows.corpus.uri)
-        # Half of an encoder's for a searcher: encoders and searchers with a CPU each would leave none of a small cluster
-        # for reading, and wait for rows for ever.
+        # Half of an encoder's for a searcher: with one CPU each, two of both would leave none of a laptop's four for
+        # reading, and wait for rows for ever.
         share = self.cpus_per_worker / 2
         require_cpus(self.workers * (self.cpus_per_worker + share) + 1, "mining (encoders, searchers and their data)")
         others = ray.put(_positives_of_repeated_queries(rows))

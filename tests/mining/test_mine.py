@@ -9,6 +9,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from rayemb.cluster import ClusterError
 from rayemb.config import load
 from rayemb.curate import CurationError
 from rayemb.data import Corpus, EmbedConfig, embed_corpus
@@ -173,6 +174,8 @@ def test_what_does_not_fit_is_said(place: Path, tmp_path: Path) -> None:
         mine(settings(place, index=str(tmp_path / "index")), corpus, str(tmp_path / "b"))
     with pytest.raises(ModelError, match="not a cross-encoder"):
         CrossEncoder(str(tmp_path))
+    with pytest.raises(ClusterError, match=r"mining .* needs 5\.5 CPUs and the cluster has 4"):
+        mine(settings(place, workers=3), corpus, str(tmp_path / "c"))
 
 
 def test_the_stage_uses_the_runs_model_and_index(place: Path, tmp_path: Path) -> None:
