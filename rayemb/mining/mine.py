@@ -15,17 +15,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
 from numpy.typing import NDArray
 from pydantic import Field
-from ray.data import ActorPoolStrategy
 
 from rayemb import storage
 from rayemb.curate import CurationError, Rows, Verdicts, together, verdicts
 from rayemb.curate.base import runs
 from rayemb.curate.config import CurateConfig
 from rayemb.curate.run import curate
-from rayemb.curate.vectors import QUERY_VECTOR, TEXT_VECTOR, EncoderStep, matrix
+from rayemb.curate.vectors import QUERY_VECTOR, TEXT_VECTOR, EncoderStep, PairEncoder, matrix
 from rayemb.data import Corpus
 from rayemb.data.corpus import parquet_bytes
 from rayemb.data.keys import text_keys
@@ -106,14 +104,7 @@ class MineConfig(EncoderStep, ChoiceConfig):
         others = ray.put(_positives_of_repeated_queries(rows))
         keep = ["text", "texts", "query_key", "text_key", "negatives"]
         keep += ["query"] if rows.corpus.kind == "text_pair" else []
-        return self.vectors(rows, keep=keep).map_batches(
-            _Miner,
-            fn_constructor_args=(self, others, rows.seed, rows.folder),
-            batch_size=self.batch_size,
-            batch_format="pyarrow",
-            num_cpus=self.cpus_per_worker,
-            compute=ActorPoolStrategy(size=self.workers),
-        )
+        return self.vectors(rows, keep=keep, encoder=(_Miner, (self, others, rows.seed, rows.folder)))
 
 
 class _MiningRun(CurateConfig):
@@ -162,10 +153,21 @@ class _Candidates(NamedTuple):
     texts: list[list[str]]
 
 
-class _Miner:
-    """One process that searches and judges; the index is mapped into it, not read."""
+class _Miner(PairEncoder):
+    """One process that embeds, searches and judges; the index is mapped into it, not read."""
 
-    def __init__(self, config: MineConfig, others: Any, seed: int, folder: str) -> None:
+    def __init__(
+        self,
+        model: str,
+        images: dict[str, bool],
+        size: int,
+        device: str,
+        config: MineConfig,
+        others: Any,
+        seed: int,
+        folder: str,
+    ) -> None:
+        super().__init__(model, images, size, device)
         self.config, self.seed, self.folder = config, seed, folder
         self.others: dict[int, NDArray[np.int64]] = ray.get(others)
         self.index = Index.open(config.index)
@@ -173,10 +175,10 @@ class _Miner:
         self.cross_encoder = CrossEncoder(config.cross_encoder) if config.cross_encoder else None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Verdicts over a batch of rows with their vectors."""
+        """Verdicts over a batch of prepared rows."""
         if not len(table):
             return verdicts(row=[])
-        table = table.sort_by("row")
+        table = super().__call__(table).sort_by("row")
         queries, rows = matrix(table, QUERY_VECTOR), np.asarray(table["row"])
         positive = (queries * matrix(table, TEXT_VECTOR)).sum(1)
         found = self._search(table, queries)
