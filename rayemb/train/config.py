@@ -13,6 +13,7 @@ from rayemb.data.stream import LoaderConfig
 from rayemb.losses import AnyLoss, InfoNCEConfig
 from rayemb.models import TwoTowerConfig
 from rayemb.parallel import ExchangeName
+from rayemb.train.adapters import LoRAConfig
 from rayemb.train.checkpoints import CheckpointsConfig
 from rayemb.train.ema import EMAConfig
 from rayemb.train.evaluation import EarlyStoppingConfig, EvaluationConfig
@@ -92,6 +93,9 @@ class TrainConfig(Config):
     schedule: AnySchedule = Field(default_factory=CosineConfig, description="the learning rate over the steps")
     parameters: list[ParameterRule] = Field([], description="what is special about some; the first that matches holds")
     layer_decay: float = Field(1.0, gt=0, le=1, description="each block's learning rate over that of the block above")
+    adapters: LoRAConfig | None = Field(
+        None, description="train small matrices beside the towers' frozen ones, merged when the model is saved"
+    )
     ema: EMAConfig | None = Field(None, description="a running mean of the weights; null for none")
     gradient_clipping: float = Field(1.0, ge=0, description="norm of the whole gradient; 0 for none")
 

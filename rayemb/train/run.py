@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
+import torch
 from numpy.typing import NDArray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -29,6 +30,7 @@ from rayemb.train.config import TrainConfig
 from rayemb.train.elastic import lost_nodes, room, wait_for_room
 from rayemb.train.evaluation import open_tasks
 from rayemb.train.failures import explain
+from rayemb.train.objective import Objective
 from rayemb.train.parameters import check_rules
 from rayemb.train.sinks import Run
 from rayemb.train.watch import TrainingLog, Watch
@@ -86,8 +88,12 @@ def train(
         classes=_classes(members, config),
         prompts=config.model.prompts,
     )
-    if config.parameters:
-        check_rules(create_objective(config, decode.tokenizer), config.parameters)
+    identical = [name for name, entry in entries.items() if entry.identical]
+    if config.parameters or config.adapters or identical:
+        objective = create_objective(config, decode.tokenizer)
+        check_rules(objective, config.parameters)
+        if identical and not config.augment.text.mask_span:
+            _check_noise(objective, decode.tokenizer, f"train.corpora.{identical[0]}.identical")
     about = [
         {"name": name, "uri": corpus.uri, "digest": corpus.digest, "split": entries[name].split}
         for name, corpus in corpora.items()
@@ -104,6 +110,8 @@ def train(
     }
     if initial:
         info["init"] = {"uri": config.init, "digest": initial.digest}
+    if config.adapters:
+        info["adapters"] = config.adapters.model_dump(mode="json")
     tasks = open_tasks(config.evaluation, entries)
     info["evaluated"] = {name: config.evaluation.chosen[name].split for name in tasks}
     if (stopping := config.early_stopping) and stopping.metric.rsplit("/", 1)[0] not in tasks:
@@ -215,12 +223,25 @@ def _check(config: TrainConfig, corpora: dict[str, Corpus]) -> None:
                 where="train.batch_size",
                 fix="lower it or give more data",
             )
-    kinds = {corpus.kind for corpus in corpora.values()}
+    kinds = {"text" if config.corpora[name].identical else corpus.kind for name, corpus in corpora.items()}
     if config.mix.batches == "mixed" and len(kinds) > 1:
         raise TrainError(
             f"corpora of {' and '.join(sorted(kinds))} cannot share a batch",
             where="train.mix.batches",
             fix="use one_corpus",
+        )
+
+
+@torch.no_grad()
+def _check_noise(objective: Objective, tokenizer: TextTokenizer, where: str) -> None:
+    """Raises TrainError if a text has the same vector each time: then nothing is learned from its pair with itself."""
+    ids = torch.from_numpy(tokenizer(["a text that is read twice"]))
+    if torch.equal(objective.network.encode_text(ids), objective.network.encode_text(ids)):
+        raise TrainError(
+            "each text is paired with itself, and the text tower has no dropout to tell the two apart",
+            where=where,
+            fix="give train.model.text.dropout=0.1 (what transformers trained has its own), or "
+            "train.augment.text.mask_span=5",
         )
 
 

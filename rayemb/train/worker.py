@@ -13,6 +13,7 @@ import torch
 from rayemb.data.stream import Batch, Stream
 from rayemb.models import Model, TextTokenizer, TwoTower
 from rayemb.parallel import Encoded, Exchange, ExchangeError, Tiling, exchange_named, mean_over_ranks
+from rayemb.train.adapters import add_adapters, merged
 from rayemb.train.checkpoints import Checkpoints, restore
 from rayemb.train.clock import Clock
 from rayemb.train.config import TrainConfig
@@ -145,6 +146,8 @@ def _train(job: Job, pulse: Pulse) -> dict[str, Any]:
 def create_objective(config: TrainConfig, tokenizer: TextTokenizer) -> Objective:
     """The towers and the losses as they are before the first step."""
     model = Model.load(config.init) if config.init else Model.create(config.model, tokenizer, config.seed)
+    if config.adapters is not None:
+        add_adapters(model.network, config.adapters, config.seed)
     return Objective(model.network.train(), [loss.build(config.model.dim) for loss in config.losses.values()])
 
 
@@ -204,7 +207,8 @@ def _step(
 
 
 def _save(job: Job, weights: dict[str, torch.Tensor], history: list[dict[str, Any]], temperature: float | None) -> None:
-    model = Model(TwoTower(job.config.model.resolved(), job.tokenizer.vocab_size), job.tokenizer)
-    model.network.load_state_dict(weights)
+    network, adapters = TwoTower(job.config.model.resolved(), job.tokenizer.vocab_size), job.config.adapters
+    network.load_state_dict(merged(network, adapters, weights) if adapters else weights)
+    model = Model(network, job.tokenizer)
     model.info = {**job.info, "temperature": temperature, "training": history}
     model.save(job.model_uri)
