@@ -89,6 +89,12 @@ class PretrainedText(TextTower):
             _soften(self.model, config.attention_temperature)
         self._padding = settings.pad_token_id if settings.pad_token_id is not None else 0
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The vectors of its tokens."""
+        found: nn.Embedding = self.model.get_input_embeddings()
+        return found
+
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)`; of every layer but the embeddings where they are asked for."""
         real_BL = ids_BL != PADDING

@@ -69,6 +69,11 @@ class TextTransformer(TextTower):
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The vectors of its tokens."""
+        return self.tokens
+
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)` in the compute dtype."""
         real_BL = ids_BL != PADDING

@@ -104,11 +104,11 @@ class TextTokenizer:
         return int(self.tokenizer.get_vocab_size())
 
     @property
-    def mask(self) -> str:
-        """The token that stands for something hidden. Raises ModelError if there is none."""
+    def mask(self) -> tuple[str, int]:
+        """The token that stands for something hidden, and its id. Raises ModelError if there is none."""
         for token in MASKS:
-            if self.tokenizer.token_to_id(token) is not None:
-                return token
+            if (number := self.tokenizer.token_to_id(token)) is not None:
+                return token, int(number)
         raise ModelError(f"the tokenizer has no mask (none of {', '.join(MASKS)})", where="model.tokenizer")
 
     def with_prompt(
@@ -128,8 +128,8 @@ class TextTokenizer:
         if prompt:
             for number, row in enumerate(rows):
                 # A special token has an empty span.
-                spans = [index for index, (start, end) in enumerate(row.offsets) if start < end <= len(prompt)]
-                skips[number] = min(max(spans, default=-1) + 1, len(row.ids) - 1)
+                within = [index for index, (start, end) in enumerate(row.offsets) if start < end <= len(prompt)]
+                skips[number] = min(max(within, default=-1) + 1, len(row.ids) - 1)
         return _padded([row.ids for row in rows]), skips
 
     def __call__(self, texts: Sequence[str], *, pad_to: int | None = None) -> NDArray[np.int64]:
@@ -142,7 +142,7 @@ class TextTokenizer:
         left, right = inner.encode_batch([text[:start], text[stop:]], add_special_tokens=False)
         inner.encode_special_tokens = False
         try:
-            mask = inner.encode(self.mask, add_special_tokens=False)
+            mask = inner.encode(self.mask[0], add_special_tokens=False)
         finally:
             inner.encode_special_tokens = True
         return inner.post_process(Encoding.merge([left, mask, right], growing_offsets=True))

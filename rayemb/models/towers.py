@@ -19,6 +19,11 @@ class TextTower(nn.Module, ABC):
     layers: int
     causal: bool
 
+    @property
+    @abstractmethod
+    def embedding(self) -> nn.Embedding:
+        """The vectors of its tokens."""
+
     @abstractmethod
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)` of the last layer, or of every layer in order, for ids `(B, L)` int64, -1 = padding."""

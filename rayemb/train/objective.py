@@ -1,29 +1,61 @@
 """What one step computes: the towers, the exchange between ranks, and the loss of one process with everything."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rayemb.config import Config
 from rayemb.losses import Batch, Loss
-from rayemb.models import PADDING, TwoTower
+from rayemb.models import PADDING, TextTokenizer, TwoTower, TwoTowerConfig
 from rayemb.parallel import Encoded, Exchange, cut, split
 
 # What belongs to a row and is several entries, with the counts of each row's.
 RAGGED = dict.fromkeys(("negative_tokens", "negative_keys", "negative_skips"), "negative_counts")
 
 
+class ObjectiveConfig(Config, ABC):
+    """Config of what a training is about."""
+
+    def misfit(self, towers: TwoTowerConfig) -> str | None:
+        """Why it cannot be had over such towers; None if it can."""
+        return None
+
+    @abstractmethod
+    def build(self, network: TwoTower, losses: list[Loss], tokenizer: TextTokenizer, seed: int) -> "Objective":
+        """The objective over a network; `losses` as `Objective` takes them, `seed` for weights and draws."""
+
+
+class ContrastiveConfig(ObjectiveConfig):
+    """Pairs are told from other pairs, by `train.loss` (Oord et al., 2018)."""
+
+    name: Literal["contrastive"] = "contrastive"
+
+    def build(self, network: TwoTower, losses: list[Loss], tokenizer: TextTokenizer, seed: int) -> "Objective":
+        """The objective."""
+        return Objective(network, losses)
+
+
 class Objective(nn.Module):
     """Encoder and losses as one module, so that the engine trains the temperatures with the weights.
 
     `losses`: one for all corpora, or one for each, in the order of the mixture.
+
+    This one is contrastive. Another is a class below it with a `forward` and a `share` of its own, exact as these are:
+    whatever rows `forward` gives, the mean of the shares over ranks is the loss of one process with the whole batch.
     """
 
     def __init__(self, network: TwoTower, losses: Loss | Sequence[Loss]) -> None:
         super().__init__()
         self.network = network
         self.losses = nn.ModuleList([losses] if isinstance(losses, Loss) else losses)
+
+    def prepared(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """This rank's whole batch of a step as `forward` wants it; what is random in it is a row's own."""
+        return batch
 
     def forward(self, batch: dict[str, Tensor]) -> Encoded:
         """Vectors of a batch's rows (`queries`, `documents`, `negatives` if any), and the losses' own parameters.

@@ -30,7 +30,7 @@ from rayemb.train.config import TrainConfig
 from rayemb.train.elastic import lost_nodes, room, wait_for_room
 from rayemb.train.evaluation import open_tasks
 from rayemb.train.failures import explain
-from rayemb.train.objective import Objective
+from rayemb.train.objective import ContrastiveConfig, Objective
 from rayemb.train.parameters import check_rules
 from rayemb.train.sinks import Run
 from rayemb.train.watch import TrainingLog, Watch
@@ -89,10 +89,11 @@ def train(
         prompts=config.model.prompts,
     )
     identical = [name for name, entry in entries.items() if entry.identical]
-    if config.parameters or config.adapters or identical:
+    contrastive = isinstance(config.objective, ContrastiveConfig)
+    if config.parameters or config.adapters or identical or not contrastive:
         objective = create_objective(config, decode.tokenizer)
         check_rules(objective, config.parameters)
-        if identical and not config.augment.text.mask_span:
+        if identical and contrastive and not config.augment.text.mask_span:
             _check_noise(objective, decode.tokenizer, f"train.corpora.{identical[0]}.identical")
     about = [
         {"name": name, "uri": corpus.uri, "digest": corpus.digest, "split": entries[name].split}
@@ -102,11 +103,11 @@ def train(
     info: dict[str, Any] = {
         "fingerprint": fingerprint,
         "seed": config.seed,
-        "loss": {key: loss.model_dump(mode="json") for key, loss in config.losses.items()},
+        "loss": {key: loss.model_dump(mode="json") for key, loss in config.criteria.items()},
         "corpora": about,
         # As it may be said again: the towers are those of `init`, if there is one.
         "config": config.model_dump(mode="json", exclude={"model"} if initial else None),
-        "papers": {key: literature(type(loss)).source for key, loss in config.losses.items()},
+        "papers": {key: literature(type(loss)).source for key, loss in config.criteria.items()},
     }
     if initial:
         info["init"] = {"uri": config.init, "digest": initial.digest}
@@ -209,6 +210,8 @@ def _begun(config: TrainConfig) -> tuple[TrainConfig, Model]:
     for key, loss in config.losses.items():
         if misfit := loss.misfit(config.model.dim):
             raise TrainError(f"{misfit} (the dimension of train.init)", where=f"train.{key}")
+    if misfit := config.objective.misfit(config.model):
+        raise TrainError(f"{misfit} (it is that of train.init)", where="train.objective")
     return config, initial
 
 

@@ -90,7 +90,8 @@ def test_masked_texts_have_the_tokens_that_transformers_gives_a_mask(source: str
 
 def test_a_text_that_says_mask_masks_nothing(source: str) -> None:
     tokenizer = TextTokenizer.from_source(source, 64)
-    mask = tokenizer.tokenizer.token_to_id(tokenizer.mask)
+    assert tokenizer.mask[0] == "[MASK]"
+    mask = tokenizer.mask[1]
     ids, _ = tokenizer.with_prompt([LONG, LONG], "", [None, (4, 9)])
     assert (ids == mask).sum(1).tolist() == [0, 1]
     assert (tokenizer([LONG]) == mask).sum() == 0  # nor afterwards
