@@ -15,6 +15,7 @@ from torch import Tensor
 from rayemb import __version__, storage
 from rayemb.config import ConfigError, from_mapping
 from rayemb.models.card import Facts, card
+from rayemb.models.cutting import cut
 from rayemb.models.errors import ModelError
 from rayemb.models.images import ImageLimits, decode_image, image_tensor
 from rayemb.models.tokenizer import TextTokenizer
@@ -122,6 +123,10 @@ class Model:
         with torch.inference_mode():
             parts = [encode(batch).float().cpu().numpy() for batch in batches]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+
+    def cut(self, layers: int | None = None, dim: int | None = None) -> "Model":
+        """The model of the first `layers` of its text tower and the first `dim` coordinates; see `cutting.cut`."""
+        return cut(self, layers, dim)
 
     # -- the artefact --------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from rayemb.models.errors import ModelError
 from rayemb.models.tokenizer import PADDING
 from rayemb.models.towers import TextTower, TextTowerConfig
 
+# What networks of the library call the norm behind their last layer; those with norms after each part have none.
+LAST_NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "emb_layer_norm_after")
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
 
@@ -42,6 +44,17 @@ class PretrainedTextConfig(TextTowerConfig):
     def network(self) -> dict[str, Any]:
         """The architecture, read from the source where it is not said. Raises ModelError if it cannot be."""
         return self.architecture or read_mapping(str(self.source), CONFIG)
+
+    def cut(self, layers: int) -> "PretrainedTextConfig":
+        """The same with its first so many layers alone."""
+        network = self.network
+        whole = network.get("num_hidden_layers")
+        # What there is one of for each layer (`layer_types`) is cut with them.
+        kept = {
+            key: value[:layers] if isinstance(value, list) and len(value) == whole else value
+            for key, value in network.items()
+        }
+        return self.model_copy(update={"architecture": {**kept, "num_hidden_layers": layers}})
 
     def build(self, vocab_size: int, max_length: int) -> TextTower:
         """The tower, with random weights.
@@ -94,6 +107,15 @@ class PretrainedText(TextTower):
         """The vectors of its tokens."""
         found: nn.Embedding = self.model.get_input_embeddings()
         return found
+
+    def finished(self, state_BLE: Tensor) -> Tensor:
+        """The states behind the last norm, where the network has one."""
+        for part in (self.model, getattr(self.model, "encoder", None)):
+            for name in LAST_NORMS:
+                if isinstance(getattr(part, name, None), nn.Module):
+                    normed: Tensor = getattr(part, name)(state_BLE)
+                    return normed
+        return state_BLE
 
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)`; of every layer but the embeddings where they are asked for."""

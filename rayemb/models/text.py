@@ -30,6 +30,10 @@ class TextTransformerConfig(TextTowerConfig):
             raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
         return self
 
+    def cut(self, layers: int) -> "TextTransformerConfig":
+        """The same with its first so many layers alone."""
+        return self.model_copy(update={"depth": layers})
+
     def build(self, vocab_size: int, max_length: int) -> TextTower:
         """The tower, with random weights."""
         return TextTransformer(self, vocab_size, max_length)
@@ -73,6 +77,11 @@ class TextTransformer(TextTower):
     def embedding(self) -> nn.Embedding:
         """The vectors of its tokens."""
         return self.tokens
+
+    def finished(self, state_BLE: Tensor) -> Tensor:
+        """The states behind the last norm."""
+        normed: Tensor = self.norm(state_BLE)
+        return normed
 
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)` in the compute dtype."""

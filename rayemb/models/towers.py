@@ -1,6 +1,7 @@
 """What every tower offers: features of its inputs, whatever is inside."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,6 +29,15 @@ class TextTower(nn.Module, ABC):
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)` of the last layer, or of every layer in order, for ids `(B, L)` int64, -1 = padding."""
 
+    def finished(self, state_BLE: Tensor) -> Tensor:
+        """The states `(B, L, E)` of a layer as those of the last one leave the tower: behind its last norm, if any."""
+        return state_BLE
+
+    def exits(self, ids_BL: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """States `(B, L, E)` as towers with only the first so many layers would give them, in one pass."""
+        states = self(ids_BL, every_layer=True)
+        return [states[n - 1] if n == self.layers else self.finished(states[n - 1]) for n in layers]
+
 
 class ImageTower(nn.Module, ABC):
     """Pixels to features. features: their width E. image_size: side S of the pictures it takes."""
@@ -54,6 +64,10 @@ class TextTowerConfig(Config, ABC):
 
     def load_weights(self, tower: TextTower) -> None:
         """Puts weights into a tower that was just built, if the config names any."""
+
+    @abstractmethod
+    def cut(self, layers: int) -> "TextTowerConfig":
+        """The same with its first so many layers alone."""
 
     @abstractmethod
     def build(self, vocab_size: int, max_length: int) -> TextTower:

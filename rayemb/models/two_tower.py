@@ -1,5 +1,6 @@
 """Two towers, one space: images and texts as unit vectors that can be compared; or one tower, for texts alone."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -128,6 +129,21 @@ class TwoTower(nn.Module):
         layers = self.text(ids_BL, every_layer=self.text_pooling.every_layer)
         pooled = self.text_pooling(layers, pooled_tokens(ids_BL, skip_B))
         return _unit(self.text_projection(pooled))
+
+    def encode_text_exits(self, ids_BL: Tensor, skip_B: Tensor | None, layers: Sequence[int]) -> list[Tensor]:
+        """Unit vectors `(B, D)` after the first so many layers of the text tower each, in one pass; see `encode_text`.
+
+        Raises ModelError for a pooling of all layers: it is of one depth alone.
+        """
+        if self.text_pooling.every_layer:
+            raise ModelError(
+                f"{type(self.text_pooling).__name__} looks at all layers and cannot be had of fewer",
+                where="model.text.pooling",
+                fix="use a pooling of the last layer",
+            )
+        mask = pooled_tokens(ids_BL, skip_B)
+        states = self.text.exits(ids_BL, layers)
+        return [_unit(self.text_projection(self.text_pooling([state], mask))) for state in states]
 
     def encode_tokens(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors `(B, L, D)` of the tokens themselves, unpooled, and which of them there are, `(B, L)` bool."""

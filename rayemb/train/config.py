@@ -50,7 +50,7 @@ HOW = {
 AnyObjective = Annotated[ContrastiveConfig | RetroMAEConfig, Field(discriminator="name")]
 
 # Fields of a loss's batch that the trainer gives, beyond queries, documents and keys.
-SUPPLIED = {"labels", "tasks"}
+SUPPLIED = {"exits", "labels", "tasks"}
 
 
 class TrainCorpus(CorpusEntry):

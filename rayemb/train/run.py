@@ -24,6 +24,7 @@ from rayemb.data.decode import ColumnReader, DecodeSettings, Member
 from rayemb.data.stream import StreamSettings, open_members, open_stream
 from rayemb.errors import RayembError
 from rayemb.models import Model, ModelError, PretrainedTokenizerConfig, TextTokenizer
+from rayemb.models.cutting import cut
 from rayemb.progress import Progress
 from rayemb.train.checkpoints import newest, sweep
 from rayemb.train.config import TrainConfig
@@ -90,9 +91,14 @@ def train(
     )
     identical = [name for name, entry in entries.items() if entry.identical]
     contrastive = isinstance(config.objective, ContrastiveConfig)
-    if config.parameters or config.adapters or identical or not contrastive:
+    exits = any("exits" in loss.needs for loss in config.losses.values())
+    if config.parameters or config.adapters or identical or exits or not contrastive:
         objective = create_objective(config, decode.tokenizer)
         check_rules(objective, config.parameters)
+        if objective.exits and not config.adapters:
+            # A tower that could not be cut to a size afterwards is refused before it is trained for it.
+            cut(Model(objective.network, decode.tokenizer), objective.exits[0])
+            objective.train()
         if identical and contrastive and not config.augment.text.mask_span:
             _check_noise(objective, decode.tokenizer, f"train.corpora.{identical[0]}.identical")
     about = [

@@ -290,14 +290,16 @@ def test_a_pre_trained_tower_is_where_the_next_stage_begins(ray_cluster: str, tm
     assert 0 <= first.info["training"][-1]["val/recall@1"] <= 1
     assert (tmp_path / "first" / "README.md").read_text().count("**retromae** (DupMAE, Xiao et al., 2022)") == 1
     assert set(first.network.state_dict()) == set(Model.load(str(tmp_path / "first")).network.state_dict())
-    # Mirror-BERT from there: each text with itself.
+    # Mirror-BERT from there: each text with itself, in two sizes.
     mirror = [*quick, f"init={tmp_path / 'first'}", "corpora.main.identical=true", "augment.text.mask_span=2"]
-    mirror += ["augment.text.mask_from=6", "loss={name: nt_xent, temperature: 0.2}"]
+    sizes = "loss={name: starbucks, sizes: [[1, 4], [2, 8]], loss: {name: nt_xent, temperature: 0.2}}"
+    mirror += ["augment.text.mask_from=6", sizes]
     second = train(load(TrainConfig, None, mirror), corpus.uri, str(tmp_path / "second"), str(tmp_path / "runs"))
     assert second.info["init"]["digest"] == first.digest
     found = [row["loss"] for row in second.info["training"]]
     assert np.isfinite(found).all()
     assert found[-1] < found[0]
+    assert second.cut(1, 4).embed_texts(TEXTS).shape == (len(TEXTS), 4)
 
 
 # -- what does not fit ---------------------------------------------------------------------------------------
