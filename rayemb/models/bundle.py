@@ -53,6 +53,8 @@ class Model:
             torch.manual_seed(seed)
             network = TwoTower(config, tokenizer.vocab_size)
         config.text.load_weights(network.text)
+        if config.image is not None and network.image is not None:
+            config.image.load_weights(network.image)
         for prompt in (config.prompts.query, config.prompts.text):
             if len(tokenizer([prompt])[0]) >= tokenizer.max_length:
                 raise ModelError(

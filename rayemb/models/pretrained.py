@@ -146,13 +146,20 @@ class PretrainedText(TextTower):
         self.model.load_state_dict({name: there[name].to(wanted[name].dtype) for name in wanted})
 
 
+def architecture_of(kind: str, architecture: dict[str, Any]) -> Any:
+    """A config of `transformers` from the rest of a config.json; weights are fp32 whatever it says."""
+    import transformers
+
+    return transformers.AutoConfig.for_model(kind, **{**architecture, "dtype": None})
+
+
 def build_network(architecture: dict[str, Any]) -> Any:
     """A network of `transformers` from the content of a config.json, with random weights; takes its model_type out."""
     import transformers
 
     kind = str(architecture.pop("model_type"))
     try:
-        config = transformers.AutoConfig.for_model(kind, **{**architecture, "dtype": None})
+        config = architecture_of(kind, architecture)
         family = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
         model = family.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, ImportError) as error:
@@ -180,20 +187,28 @@ def _soften(model: nn.Module, temperature: float) -> None:
 
 def read_weights(source: str) -> dict[str, Tensor]:
     """The tensors of a directory's safetensors, in one file or several. Raises ModelError if there are none."""
-    names = [WEIGHTS]
-    if not storage.exists(storage.join(source, WEIGHTS)):
-        if not storage.exists(storage.join(source, INDEX)):
-            raise ModelError(f"no {WEIGHTS} here (pickled weights are never loaded)", where=source)
-        names = sorted(set(read_mapping(source, INDEX)["weight_map"].values()))
     found: dict[str, Tensor] = {}
-    for name in names:
-        if "/" in name or "\\" in name:
-            raise ModelError(f"{INDEX} names a file outside of the directory: {name!r}", where=source)
+    for name in weight_files(source):
+        if name == INDEX:
+            continue
         try:
             found |= load_tensors(storage.read_bytes(storage.join(source, name)))
         except SafetensorError as error:
             raise ModelError(f"{name} is cut short or damaged ({error})", where=source) from error
     return found
+
+
+def weight_files(source: str) -> list[str]:
+    """The names of a directory's safetensors, behind their index if there are several. Raises ModelError if none."""
+    if storage.exists(storage.join(source, WEIGHTS)):
+        return [WEIGHTS]
+    if not storage.exists(storage.join(source, INDEX)):
+        raise ModelError(f"no {WEIGHTS} here (pickled weights are never loaded)", where=source)
+    names = sorted(set(read_mapping(source, INDEX)["weight_map"].values()))
+    for name in names:
+        if "/" in name or "\\" in name:
+            raise ModelError(f"{INDEX} names a file outside of the directory: {name!r}", where=source)
+    return [INDEX, *names]
 
 
 def read_mapping(source: str, name: str) -> dict[str, Any]:

@@ -77,6 +77,15 @@ class TextTowerConfig(Config, ABC):
 class ImageTowerConfig(Config, ABC):
     """Config of an image tower."""
 
+    image_size: int
+
+    def resolved(self) -> "ImageTowerConfig":
+        """The same with all that a model directory must say of it. Raises ModelError if that cannot be read."""
+        return self
+
+    def load_weights(self, tower: ImageTower) -> None:
+        """Puts weights into a tower that was just built, if the config names any."""
+
     @abstractmethod
     def build(self) -> ImageTower:
         """The tower, with random weights."""

@@ -12,6 +12,7 @@ from rayemb.config import Config
 from rayemb.models.convnet import ConvNetConfig
 from rayemb.models.errors import ModelError
 from rayemb.models.pretrained import PretrainedTextConfig
+from rayemb.models.pretrained_images import PretrainedImageConfig
 from rayemb.models.text import TextTransformerConfig
 from rayemb.models.tokenizer import PADDING, AnyTokenizer, PretrainedTokenizerConfig, TokenizerConfig
 from rayemb.models.vit import ViTConfig
@@ -22,7 +23,9 @@ def _named(default: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {"name": default, **value} if isinstance(value, dict) else value)
 
 
-AnyImageTower = Annotated[ConvNetConfig | ViTConfig, Field(discriminator="name"), _named("convnet")]
+AnyImageTower = Annotated[
+    ConvNetConfig | ViTConfig | PretrainedImageConfig, Field(discriminator="name"), _named("convnet")
+]
 AnyTextTower = Annotated[
     TextTransformerConfig | PretrainedTextConfig, Field(discriminator="name"), _named("transformer")
 ]
@@ -80,9 +83,10 @@ class TwoTowerConfig(Config):
 
     def resolved(self) -> "TwoTowerConfig":
         """The same with all that a model directory must say of its towers. Raises ModelError if that cannot be read."""
-        if not isinstance(self.text, PretrainedTextConfig) or self.text.architecture is not None:
-            return self
-        return self.model_copy(update={"text": self.text.model_copy(update={"architecture": self.text.network})})
+        update: dict[str, Any] = {"image": self.image.resolved()} if self.image else {}
+        if isinstance(self.text, PretrainedTextConfig) and self.text.architecture is None:
+            update["text"] = self.text.model_copy(update={"architecture": self.text.network})
+        return self.model_copy(update=update)
 
 
 class TwoTower(nn.Module):
