@@ -1,14 +1,17 @@
 """Any encoder or decoder of the `transformers` library as a text tower; safetensors only, no code from outside."""
 
+import inspect
 import json
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from rayemb import storage
+from rayemb.models.context import LongContext, trained_positions
 from rayemb.models.errors import ModelError
 from rayemb.models.tokenizer import PADDING
 from rayemb.models.towers import TextTower, TextTowerConfig
@@ -83,12 +86,21 @@ class PretrainedText(TextTower):
                 where="model.text",
                 fix="use the tokenizer of the network: model.tokenizer.name=pretrained",
             )
-        longest = getattr(settings, "max_position_embeddings", None)
-        if longest is not None and max_length > longest:
+        self.longest = trained_positions(self.model, settings)
+        self.context = None
+        if config.context is not None:
+            trained = config.context.trained or self.longest
+            if trained is None:
+                raise ModelError(
+                    "nothing says how many positions it has", where="model.text.context", fix="give trained"
+                )
+            self.longest = trained
+            self.context = LongContext(config.context, self.model, trained, max_length)
+        elif self.longest is not None and max_length > self.longest:
             raise ModelError(
-                f"texts of {max_length} tokens are asked for and the network has {longest} positions",
+                f"texts of {max_length} tokens are asked for and the network has {self.longest} positions",
                 where="model.tokenizer.max_length",
-                fix=f"give at most {longest}",
+                fix=f"give at most {self.longest}, or model.text.context",
             )
         attentions = [module for module in self.model.modules() if hasattr(module, "is_causal")]
         self.causal = any(module.is_causal for module in attentions)
@@ -120,10 +132,15 @@ class PretrainedText(TextTower):
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)`; of every layer but the embeddings where they are asked for."""
         real_BL = ids_BL != PADDING
+        more = self.context.inputs(ids_BL) if self.context is not None else {}
+        if more and "token_type_ids" in inspect.signature(self.model.forward).parameters:
+            # Left out, they come from a buffer that is as long as the positions.
+            more["token_type_ids"] = torch.zeros_like(ids_BL)
         found = self.model(
             input_ids=ids_BL.masked_fill(~real_BL, self._padding),
             attention_mask=real_BL.long(),
             output_hidden_states=every_layer,
+            **more,
         )
         return list(found.hidden_states[1:]) if every_layer else [found.last_hidden_state]
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rayemb.config import Config
+from rayemb.models.context import ContextConfig
 from rayemb.models.pooling import AnyPooling, MeanPoolingConfig
 
 
@@ -14,11 +15,13 @@ class TextTower(nn.Module, ABC):
     """Token ids to the states of its layers.
 
     features: width E of the states. layers: how many it has. causal: whether a token sees only those before it.
+    longest: how many positions it was made for; None if nothing says.
     """
 
     features: int
     layers: int
     causal: bool
+    longest: int | None
 
     @property
     @abstractmethod
@@ -60,6 +63,10 @@ class TextTowerConfig(Config, ABC):
         le=1,
         description="divides the logits of every attention; below 1 keeps long texts apart (TempScale, Zhou et al., "
         "2024). Part of the model: another value makes other vectors",
+    )
+
+    context: ContextConfig | None = Field(
+        None, description="how texts longer than it was trained for are read (model.tokenizer.max_length); null: not"
     )
 
     def load_weights(self, tower: TextTower) -> None:
