@@ -1,4 +1,4 @@
-"""The command line: `rayemb demo|data|curate|train|report|evaluate|embed|index|serve|search|tune|config|methods`.
+"""The command line: `rayemb demo|recipe|data|curate|train|soup|report|evaluate|embed|index|mine|serve|search|...`.
 
 Every stage takes a YAML config and overrides: `rayemb train run.yaml train.steps=100`.
 """
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rayemb import __version__
-from rayemb.config import dump, load, schema
+from rayemb.config import ConfigError, dump, load, schema
 from rayemb.curate import Step
 from rayemb.errors import RayembError
 from rayemb.models.interchange import ExportFormat, ImportPooling
@@ -114,6 +114,25 @@ def mine(args: Args = None) -> None:
 def train(args: Args = None) -> None:
     """Train the encoder on the corpus; run again to go on after an interruption."""
     _stage("train", args)
+
+
+@app.command()
+def soup(args: Args = None) -> None:
+    """Average the weights of several models of one architecture (soup.models), all or by greedy choice."""
+    _stage("soup", args)
+
+
+@app.command()
+def recipe(args: Args = None) -> None:
+    """Run the steps of a recipe (steps: in the config), each reading what earlier ones made; run again to go on."""
+    from rayemb.pipeline.plan import problems_of
+    from rayemb.pipeline.recipe import run_recipe
+
+    try:
+        config = read_config(args)
+    except ConfigError as error:
+        raise problems_of(error) from error
+    run_recipe(config)
 
 
 @app.command()

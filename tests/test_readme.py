@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from rayemb.config import from_mapping
-from rayemb.train import TrainConfig
+from rayemb.pipeline import RunConfig
+from rayemb.pipeline.plan import plan
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -25,7 +26,8 @@ def test_python_runs(code: str) -> None:
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_configs_are_configs(text: str) -> None:
-    from_mapping(TrainConfig, yaml.safe_load(text)["train"])
+    config = from_mapping(RunConfig, yaml.safe_load(text))
+    assert not config.steps or plan(config)
 
 
 def test_there_is_something_to_run() -> None:

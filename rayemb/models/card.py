@@ -39,6 +39,7 @@ def card(facts: Facts, *, library: str = "rayemb", usage: str | None = None, not
         usage or _usage(towers),
         "## The model",
         _table(_model(towers)),
+        _ingredients(facts.info),
         _data(facts.info),
         _loss(facts.info),
         _settings(facts.info),
@@ -109,6 +110,24 @@ def _model(towers: TwoTowerConfig) -> list[tuple[str, Any]]:
         if prompt:
             rows.append((f"prompt of a {name}", json.dumps(prompt, ensure_ascii=False)))
     return rows
+
+
+def _ingredients(info: dict[str, Any]) -> str:
+    soup = info.get("soup")
+    if not soup:
+        return ""
+    about = "The weights are the mean of those of several models (a model soup)."
+    if "metric" in soup:
+        about = (
+            "The weights are the mean of those of some models (a greedy soup), chosen on held-out rows by "
+            f"`{soup['metric']}`: {_value(soup['value'])} for the mean."
+        )
+    head = "| model | weight |" + (" alone |\n|---|---|---|\n" if "metric" in soup else "\n|---|---|\n")
+    rows = []
+    for each in soup["ingredients"]:
+        alone = f" {_value(each['alone'])} |" if "alone" in each else ""
+        rows.append(f"| `{each['digest']}` | {_value(each['weight'])} |{alone}")
+    return "## Ingredients\n\n" + about + "\n\n" + head + "\n".join(rows)
 
 
 def _data(info: dict[str, Any]) -> str:

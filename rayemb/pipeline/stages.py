@@ -17,10 +17,10 @@ from rayemb.index import build_index, verify_index
 from rayemb.index.attributes import cluster_attributes, neighbour_attributes
 from rayemb.mining import mine
 from rayemb.models import model_digest
-from rayemb.pipeline.config import ArtefactName, RunConfig
+from rayemb.pipeline.config import ArtefactName, ReadName, RunConfig
 from rayemb.pipeline.display import Display
 from rayemb.progress import Progress
-from rayemb.train import train
+from rayemb.train import soup, train
 from rayemb.tune import sweep
 
 
@@ -166,34 +166,61 @@ def mine_stage(config: RunConfig, progress: Progress) -> Outcome:
     return Outcome(corpus.uri, summary, {"digest": corpus.digest, "splits": corpus.splits, **done})
 
 
+def soup_stage(config: RunConfig, progress: Progress) -> Outcome:
+    """Models → the mean of them."""
+    model = soup(config.soup, config.train, config.uri("corpus"), config.uri("soup"), progress=progress)
+    made = model.info["soup"]
+    used = sum(row["weight"] > 0 for row in made["ingredients"])
+    judged = f", {made['metric']} {made['value']:.3f}" if "metric" in made else ""
+    summary = f"{made['method']} mean of {used} of {len(made['ingredients'])} models{judged}, {str(model.digest)[:12]}"
+    return Outcome(config.uri("soup"), summary, {**made, "digest": model.digest})
+
+
 def tune_stage(config: RunConfig, progress: Progress) -> Outcome:
     """Corpus + search space → the best config."""
     result = sweep(config.tune, config.train, config.uri("corpus"), config.uri("sweeps"), progress=progress)
     return Outcome(result.uri, result.summary, result.figures)
 
 
-STAGES: dict[str, tuple[str, ArtefactName, Callable[[RunConfig, Progress], Outcome]]] = {
-    "corpus": ("Build the corpus", "corpus", corpus_stage),
-    "curate": ("Curate the corpus", "curated", curate_stage),
-    "train": ("Train the encoder", "model", train_stage),
-    "evaluate": ("Evaluate on held-out pairs", "report", evaluate_stage),
-    "embed": ("Embed the corpus", "embeddings", embed_stage),
-    "index": ("Build and verify the index", "index", index_stage),
-    "verify": ("Verify the index", "index", verify_stage),
-    "clusters": ("Cluster the embeddings", "attributes", clusters_stage),
-    "neighbours": ("Find neighbours", "attributes", neighbours_stage),
-    "mine": ("Mine hard negatives", "mined", mine_stage),
-    "tune": ("Search the settings", "sweeps", tune_stage),
+@dataclass(frozen=True)
+class Stage:
+    """A stage: its title, the artefact it makes, what does it, and, for recipes, what it reads and is set by."""
+
+    title: str
+    makes: ArtefactName
+    run: Callable[[RunConfig, Progress], Outcome]
+    reads: tuple[ReadName, ...]
+    sections: tuple[str, ...]
+
+
+STAGES = {
+    "corpus": Stage("Build the corpus", "corpus", corpus_stage, (), ("corpus",)),
+    "curate": Stage("Curate the corpus", "curated", curate_stage, ("corpus",), ("curate",)),
+    "train": Stage("Train the encoder", "model", train_stage, ("corpus",), ("train",)),
+    "soup": Stage("Average the models", "soup", soup_stage, ("corpus",), ("soup", "train")),
+    "evaluate": Stage("Evaluate on held-out pairs", "report", evaluate_stage, ("corpus", "model"), ("evaluate",)),
+    "embed": Stage("Embed the corpus", "embeddings", embed_stage, ("corpus", "model"), ("embed",)),
+    "index": Stage("Build and verify the index", "index", index_stage, ("embeddings", "model"), ("index",)),
+    "verify": Stage("Verify the index", "index", verify_stage, ("index",), ("index",)),
+    "clusters": Stage(
+        "Cluster the embeddings", "attributes", clusters_stage, ("corpus", "embeddings"), ("attributes",)
+    ),
+    "neighbours": Stage("Find neighbours", "attributes", neighbours_stage, ("corpus", "index"), ("attributes",)),
+    "mine": Stage("Mine hard negatives", "mined", mine_stage, ("corpus", "model", "index"), ("mine",)),
+    "tune": Stage("Search the settings", "sweeps", tune_stage, ("corpus",), ("tune", "train")),
 }
 
 
-def run_stage(name: str, config: RunConfig, display: Display | None = None) -> Outcome:
+def run_stage(name: str, config: RunConfig, display: Display | None = None, *, title: str = "") -> Outcome:
     """Runs one stage on the configured cluster (the connected one, if any) and shows its progress."""
-    title, _, stage = STAGES[name]
+    stage = STAGES[name]
     display = display or Display()
-    with connect(config.cluster, config.storage.environment()), display.stage(title) as progress:
+    with (
+        connect(config.cluster, config.storage.environment()),
+        display.stage(title or stage.title) as progress,
+    ):
         try:
-            outcome = stage(config, progress)
+            outcome = stage.run(config, progress)
         except Exception as error:
             if (ours := _ours(error)) and ours is not error:
                 raise ours from error

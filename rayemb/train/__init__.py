@@ -2,5 +2,6 @@
 
 from rayemb.train.config import TrainConfig
 from rayemb.train.run import TrainError, train
+from rayemb.train.soup import SoupConfig, SoupError, soup
 
-__all__ = ["TrainConfig", "TrainError", "train"]
+__all__ = ["SoupConfig", "SoupError", "TrainConfig", "TrainError", "soup", "train"]
