@@ -242,12 +242,20 @@ def export_model(
             "a graph, compared with the model before it is written. safetensors: the weights, and what each tensor is."
         ),
     ] = "sentence-transformers",
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many layers of the text tower (loss starbucks).")
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many coordinates (losses matryoshka, starbucks).")
+    ] = None,
 ) -> None:
     """Write a model in a format of others, with a card that says how to use it."""
     from rayemb.models import Model
     from rayemb.models.interchange import export
 
     loaded = Model.load(model)
+    if layers or dim:
+        loaded = loaded.cut(layers, dim)
     files = export(loaded, out, format)
     typer.echo(f"{len(files)} files in {out}: {', '.join(files)}")
     if format == "sentence-transformers" and loaded.network.image is not None:

@@ -64,7 +64,7 @@ def test_help_answers(rayemb: Run, words: list[str]) -> None:
     ("arguments", "words"),
     [
         (["train", "train.stepz=3"], ["train.stepz", "did you mean 'steps'"]),
-        (["train", "train.batch_size=7"], ["batch_size (7) must be a multiple of workers"]),
+        (["train", "train.batch_size=1"], ["batch_size (1) is less than a row for each of 2 workers"]),
         (["train", "missing.yaml"], ["missing.yaml", "cannot read the config"]),
         (["index", "build", "index.factory=IFV16,Flat"], ["index.factory"]),
         (["embed", "embed.batch_size=lots"], ["embed.batch_size", "'lots'"]),

@@ -43,12 +43,21 @@ class EncoderStep(Step):
         return {"model": model_digest(self.model)} if self.model else {}
 
     def vectors(
-        self, rows: Rows, sides: Sequence[Side] = ("query", "text"), *, keep: Sequence[str] = (), share: float = 1.0
+        self,
+        rows: Rows,
+        sides: Sequence[Side] = ("query", "text"),
+        *,
+        keep: Sequence[str] = (),
+        share: float = 1.0,
+        encoder: tuple[type[PairEncoder], Sequence[Any]] | None = None,
     ) -> ray.data.Dataset:
         """Lazily: `row`, `keep` columns and a unit vector `(D,)` float32 per side, `query_vector`, `text_vector`.
 
         The query side is the image, or the query of a corpus of text pairs. `share` < 1: a sample that depends on the
-        ordinals and the seed alone. On other batches a vector differs by float32's rounding, so that a cosine within
+        ordinals and the seed alone. `encoder`: a subclass that does more with a batch, and what it takes
+        beyond `PairEncoder`'s arguments; a second pool of actors might wait for CPUs that the first one holds.
+
+        On other batches a vector differs by float32's rounding, so that a cosine within
         about 2e-6 of a threshold may fall on either side of it. Raises CurationError, ModelError or ClusterError.
         """
         query = {"image_text": "image", "text_pair": "query"}.get(rows.corpus.kind)
@@ -57,9 +66,9 @@ class EncoderStep(Step):
                 f"{self.name} compares two sides, and a corpus of {rows.corpus.kind!r} has one", where=rows.corpus.uri
             )
         columns = {"query": query, "text": "text"}
-        encoder = Model.load(self.model)
-        size = encoder.network.config.image_size
-        rows.facts["model"] = encoder.digest
+        model = Model.load(self.model)
+        size = model.network.config.image_size
+        rows.facts["model"] = model.digest
         limits, seed = rows.corpus.image_limits, rows.seed
         kept = [name for name in keep if name != "row"]
         inputs: dict[str, str] = {VECTORS[side]: str(columns[side]) for side in sides}
@@ -79,7 +88,7 @@ class EncoderStep(Step):
 
         source = rows.dataset(list(dict.fromkeys([*kept, *inputs.values()])))
         prepared = source.map_batches(prepare, batch_format="pyarrow", batch_size=None, num_cpus=0.5)
-        return self._encoded(prepared, {name: column == "image" for name, column in inputs.items()}, size)
+        return self._encoded(prepared, {name: column == "image" for name, column in inputs.items()}, size, encoder)
 
     def text_vectors(self, texts: Sequence[str]) -> Floats:
         """Unit vectors `(N, D)` of texts that the driver holds, in their order."""
@@ -91,11 +100,18 @@ class EncoderStep(Step):
         found = collected(encoded, ["at", TEXT_VECTOR])
         return matrix(found, TEXT_VECTOR)[np.argsort(np.asarray(found["at"]))]
 
-    def _encoded(self, prepared: ray.data.Dataset, images: dict[str, bool], size: int) -> ray.data.Dataset:
+    def _encoded(
+        self,
+        prepared: ray.data.Dataset,
+        images: dict[str, bool],
+        size: int,
+        encoder: tuple[type[PairEncoder], Sequence[Any]] | None = None,
+    ) -> ray.data.Dataset:
         require_cpus(self.workers * self.cpus_per_worker + 1, f"{self.name} (encoders and their data)")
+        kind, more = encoder or (PairEncoder, ())
         return prepared.map_batches(
-            PairEncoder,
-            fn_constructor_args=(self.model, images, size, "cuda" if self.gpus_per_worker else "cpu"),
+            kind,
+            fn_constructor_args=(self.model, images, size, "cuda" if self.gpus_per_worker else "cpu", *more),
             batch_size=self.batch_size,
             batch_format="pyarrow",
             num_cpus=self.cpus_per_worker,

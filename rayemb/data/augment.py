@@ -1,4 +1,4 @@
-"""Image augmentation: random, but the same for the same row in the same step, wherever it is decoded."""
+"""Augmentation: random, but the same for the same row in the same step, wherever it is decoded."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,27 @@ DRAWS = 11
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
+class TextAugmentConfig(Config):
+    """What is varied in the text of a pair each time it is used, not in its query; by default nothing.
+
+    Mirror-BERT (Liu et al., 2021; card S131) masks spans of 5 characters.
+    """
+
+    mask_span: int = Field(
+        0, ge=0, description="characters, from a random one on, that one mask token stands in for; 0 for none"
+    )
+    mask_from: int = Field(30, ge=1, description="a text with fewer characters stays whole")
+
+    def span(self, text: str, u: float) -> tuple[int, int] | None:
+        """The characters of `text` that are masked, for a number `u` in [0, 1); None if it stays whole."""
+        if not self.mask_span or len(text) < max(self.mask_from, self.mask_span):
+            return None
+        start = int(u * (len(text) - self.mask_span + 1))
+        return start, start + self.mask_span
+
+
 class AugmentConfig(Config):
-    """What is varied in an image each time it is used; by default nothing."""
+    """What is varied in an image, and in a text, each time it is used; by default nothing."""
 
     crop: tuple[float, float] | None = Field(
         None, description="share of the area that a random crop keeps, e.g. [0.5, 1.0]; its sides within 3:4 and 4:3"
@@ -24,10 +43,12 @@ class AugmentConfig(Config):
     grey: float = Field(0.0, ge=0, le=1, description="probability of a greyscale image")
     blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur, radius 0.1 to 2 pixels")
 
+    text: TextAugmentConfig = Field(default_factory=TextAugmentConfig, description="what is varied in texts")
+
     @property
-    def active(self) -> bool:
-        """Whether anything is varied."""
-        return self != AugmentConfig()
+    def of_images(self) -> bool:
+        """Whether anything is varied in images."""
+        return self != AugmentConfig(text=self.text)
 
 
 def draws(seeds: Sequence[int], rows: NDArray[np.int64], number: int) -> NDArray[np.float64]:

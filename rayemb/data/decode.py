@@ -16,6 +16,7 @@ from rayemb.data.corpus import KEYS, CorpusError, Kind, RowGroup, open_shard, re
 from rayemb.data.keys import keys_of, text_keys
 from rayemb.data.mix import CorpusEntry
 from rayemb.models import PADDING, ImageError, ImageLimits, PromptsConfig, TextTokenizer, decode_image, image_tensor
+from rayemb.models.tokenizer import Span
 from rayemb.parallel import NO_KEY
 
 COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -70,11 +71,18 @@ class DecodeSettings:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)  # of the model, for corpora without prefixes
 
     def text_arrays(
-        self, of: Literal["", "query_", "negative_"], texts: Sequence[str], prefix: str | None
+        self,
+        of: Literal["", "query_", "negative_"],
+        texts: Sequence[str],
+        prefix: str | None,
+        spans: Sequence[Span | None] | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """`tokens` (N, L) of texts behind a prefix (null: the model's prompt); `skips` (N,) if it is not pooled."""
+        """`tokens` (N, L) of texts behind a prefix (null: the model's prompt); `skips` (N,) if it is not pooled.
+
+        `spans`: the characters of each text that are masked.
+        """
         prompt = self.prompts.query if of == "query_" else self.prompts.text
-        ids, skips = self.tokenizer.with_prompt(texts, prompt if prefix is None else prefix)
+        ids, skips = self.tokenizer.with_prompt(texts, prompt if prefix is None else prefix, spans)
         found: dict[str, NDArray[Any]] = {f"{of}tokens": ids}
         return found if self.prompts.pooled else {**found, f"{of}skips": skips}
 
@@ -116,10 +124,15 @@ class Decoder:
         entry = member.entry
         texts = [_caption(row, x, entry.main_caption) for row, x in zip(rows, u[:, 0], strict=True)]
         # The caption that was drawn, not the main one, is what may equal another row's.
-        keys = [[row["query_key"] for row in rows], text_keys(texts), [row["concept_key"] for row in rows]]
+        concepts, own = np.array([row["concept_key"] for row in rows], dtype=np.int64), text_keys(texts)
+        keys = np.stack([np.array([row["query_key"] for row in rows], dtype=np.int64), own, concepts], 1)
+        if entry.identical:
+            # Equal texts are one; two texts of a concept are not: nothing but the texts is known.
+            keys = np.stack([own, own, np.full_like(own, NO_KEY)], 1)
+        spans = [settings.augment.text.span(text, x) for text, x in zip(texts, u[:, 1], strict=True)]
         out: dict[str, NDArray[Any]] = {
-            **settings.text_arrays("", texts, entry.text_prefix),
-            "keys": np.array(keys, dtype=np.int64).T.copy(),
+            **settings.text_arrays("", texts, entry.text_prefix, spans),
+            "keys": keys,
             "task": np.full(len(rows), corpus, dtype=np.int64),
             "row": found,
         }
@@ -129,9 +142,9 @@ class Decoder:
         elif member.kind == "text_pair":
             out |= settings.text_arrays("query_", [row["query"] for row in rows], entry.query_prefix)
         else:
-            out |= settings.text_arrays("query_", [row["text"] for row in rows], entry.query_prefix)
+            queries = texts if entry.identical else [row["text"] for row in rows]
+            out |= settings.text_arrays("query_", queries, entry.query_prefix)
         if settings.classes is not None:
-            concepts = out["keys"][:, KEYS.index("concept_key")]
             out["labels"] = np.searchsorted(settings.classes, concepts).astype(np.int64)
         if entry.hard_negatives:
             out |= self._negatives(entry, rows, u[:, DRAWS + 2 :])
@@ -172,7 +185,7 @@ class Decoder:
         for number, row in enumerate(rows):
             try:
                 image = decode_image(row["image"] or b"", member.limits)
-                if settings.augment.active:
+                if settings.augment.of_images:
                     image = augmented(image, settings.augment, settings.image_size, u[number, 2 : 2 + DRAWS])
                 pixels.append(image_tensor(image, settings.image_size))
                 good.append(number)

@@ -23,6 +23,11 @@ class CorpusEntry(Config):
         None, gt=0, description="its share of the batches, relative to the others' weights; null for all: see mix"
     )
     fraction: float = Field(1.0, gt=0, le=1, description="use this share of the row groups (for quick sweeps)")
+    identical: bool = Field(
+        False,
+        description="each text is paired with itself, whatever else a row has: what tells the two apart is the tower's "
+        "dropout and train.augment.text (Mirror-BERT, SimCSE). For learning from texts alone",
+    )
     query_prefix: str | None = Field(
         None, description="put before every query text: an instruction; null: the model's own prompt"
     )

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayemb.config import Config
 from rayemb.data.attributes import Attributes
-from rayemb.data.corpus import Corpus, CorpusError
+from rayemb.data.corpus import Corpus, CorpusError, Kind
 from rayemb.data.decode import (
     BadRow,
     ColumnReader,
@@ -70,7 +70,8 @@ def open_members(entries: Mapping[str, CorpusEntry]) -> list[Member]:
         if entry.uri is None:
             raise CorpusError("no uri", where=f"train.corpora.{name}.uri")
         corpus = Corpus.open(entry.uri)
-        members.append(Member(entry, corpus.kind, corpus.row_groups(entry.split), corpus.image_limits))
+        kind: Kind = "text" if entry.identical else corpus.kind
+        members.append(Member(entry, kind, corpus.row_groups(entry.split), corpus.image_limits))
     return members
 
 

@@ -22,6 +22,7 @@ from rayemb.losses.nt_xent import NTXent, NTXentConfig
 from rayemb.losses.progressive import Progressive, ProgressiveConfig
 from rayemb.losses.rzenembed import RzenEmbed, RzenEmbedConfig
 from rayemb.losses.siglip import SigLIP, SigLIPConfig
+from rayemb.losses.starbucks import Starbucks, StarbucksConfig
 from rayemb.losses.supcon import SupCon, SupConConfig
 
 
@@ -43,12 +44,13 @@ AnyLoss = Annotated[
     | FocalConfig
     | ProgressiveConfig
     | MatryoshkaConfig
+    | StarbucksConfig
     | CrossBatchMemoryConfig,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]
 
-for _wrapper in (FocalConfig, ProgressiveConfig, MatryoshkaConfig, CrossBatchMemoryConfig):
+for _wrapper in (FocalConfig, ProgressiveConfig, MatryoshkaConfig, StarbucksConfig, CrossBatchMemoryConfig):
     _wrapper.model_rebuild(_types_namespace={"AnyLoss": AnyLoss})
 
 __all__ = [
@@ -80,6 +82,8 @@ __all__ = [
     "RzenEmbedConfig",
     "SigLIP",
     "SigLIPConfig",
+    "Starbucks",
+    "StarbucksConfig",
     "SupCon",
     "SupConConfig",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ class Batch:
     guide:         a frozen guide's vectors of the same texts (queries, documents, negatives), any dimension.
     memory:        `(Q, D)`, documents of earlier batches, this rank's share of them; no gradient.
     memory_keys:   `(Q,)` or `(Q, K)`.
+    exits:         the same rows from fewer layers of the encoder, by their number: batches of their own.
     progress:      share of the training done, 0 to 1.
     """
 
@@ -51,6 +53,7 @@ class Batch:
     guide: Batch | None = None
     memory: Tensor | None = None
     memory_keys: Tensor | None = None
+    exits: Mapping[int, Batch] = field(default_factory=dict)
     progress: float = 0.0
 
     @property

@@ -21,7 +21,9 @@ class CrossBatchMemoryConfig(WrapperConfig):
 
     @model_validator(mode="after")
     def _fit(self) -> CrossBatchMemoryConfig:
-        for name in sorted(names_within(self.loss) & {"gist_embed", "class_proxies", "cross_batch_memory"}):
+        for name in sorted(
+            names_within(self.loss) & {"gist_embed", "class_proxies", "cross_batch_memory", "starbucks"}
+        ):
             raise ValueError(f"{name} has no use for remembered documents")
         return self
 

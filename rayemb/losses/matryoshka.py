@@ -26,6 +26,8 @@ class MatryoshkaConfig(WrapperConfig):
             raise ValueError(f"weights must be {len(self.dims)} positive numbers, one per prefix")
         for name in sorted(names_within(self.loss) & {"class_proxies", "cross_batch_memory"}):
             raise ValueError(f"{name} knows whole vectors only: it cannot be inside matryoshka")
+        if "starbucks" in names_within(self.loss):
+            raise ValueError("starbucks has prefixes of its own: it cannot be inside matryoshka")
         if "matryoshka" in names_within(self.loss):
             raise ValueError("matryoshka inside matryoshka: one list of dims is enough")
         return self

@@ -15,18 +15,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
 from numpy.typing import NDArray
 from pydantic import Field
-from ray.data import ActorPoolStrategy
 
 from rayemb import storage
-from rayemb.cluster import require_cpus
 from rayemb.curate import CurationError, Rows, Verdicts, together, verdicts
 from rayemb.curate.base import runs
 from rayemb.curate.config import CurateConfig
 from rayemb.curate.run import curate
-from rayemb.curate.vectors import QUERY_VECTOR, TEXT_VECTOR, EncoderStep, matrix
+from rayemb.curate.vectors import QUERY_VECTOR, TEXT_VECTOR, EncoderStep, PairEncoder, matrix
 from rayemb.data import Corpus
 from rayemb.data.corpus import parquet_bytes
 from rayemb.data.keys import text_keys
@@ -104,21 +101,10 @@ class MineConfig(EncoderStep, ChoiceConfig):
             )
         if (self.guide or self.cross_encoder) and rows.corpus.kind != "text_pair":
             raise CurationError("a guide and a cross-encoder read texts on both sides", where=rows.corpus.uri)
-        # Half of an encoder's for a searcher: with one CPU each, two of both would leave none of a laptop's four for
-        # reading, and wait for rows for ever.
-        share = self.cpus_per_worker / 2
-        require_cpus(self.workers * (self.cpus_per_worker + share) + 1, "mining (encoders, searchers and their data)")
         others = ray.put(_positives_of_repeated_queries(rows))
         keep = ["text", "texts", "query_key", "text_key", "negatives"]
         keep += ["query"] if rows.corpus.kind == "text_pair" else []
-        return self.vectors(rows, keep=keep).map_batches(
-            _Miner,
-            fn_constructor_args=(self, others, rows.seed, rows.folder),
-            batch_size=self.batch_size,
-            batch_format="pyarrow",
-            num_cpus=share,
-            compute=ActorPoolStrategy(size=self.workers),
-        )
+        return self.vectors(rows, keep=keep, encoder=(_Miner, (self, others, rows.seed, rows.folder)))
 
 
 class _MiningRun(CurateConfig):
@@ -167,10 +153,21 @@ class _Candidates(NamedTuple):
     texts: list[list[str]]
 
 
-class _Miner:
-    """One process that searches and judges; the index is mapped into it, not read."""
+class _Miner(PairEncoder):
+    """One process that embeds, searches and judges; the index is mapped into it, not read."""
 
-    def __init__(self, config: MineConfig, others: Any, seed: int, folder: str) -> None:
+    def __init__(
+        self,
+        model: str,
+        images: dict[str, bool],
+        size: int,
+        device: str,
+        config: MineConfig,
+        others: Any,
+        seed: int,
+        folder: str,
+    ) -> None:
+        super().__init__(model, images, size, device)
         self.config, self.seed, self.folder = config, seed, folder
         self.others: dict[int, NDArray[np.int64]] = ray.get(others)
         self.index = Index.open(config.index)
@@ -178,10 +175,10 @@ class _Miner:
         self.cross_encoder = CrossEncoder(config.cross_encoder) if config.cross_encoder else None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Verdicts over a batch of rows with their vectors."""
+        """Verdicts over a batch of prepared rows."""
         if not len(table):
             return verdicts(row=[])
-        table = table.sort_by("row")
+        table = super().__call__(table).sort_by("row")
         queries, rows = matrix(table, QUERY_VECTOR), np.asarray(table["row"])
         positive = (queries * matrix(table, TEXT_VECTOR)).sum(1)
         found = self._search(table, queries)

@@ -15,6 +15,8 @@ from torch import Tensor
 from rayemb import __version__, storage
 from rayemb.config import ConfigError, from_mapping
 from rayemb.models.card import Facts, card
+from rayemb.models.context import ContextConfig, ContextMode
+from rayemb.models.cutting import cut
 from rayemb.models.errors import ModelError
 from rayemb.models.images import ImageLimits, decode_image, image_tensor
 from rayemb.models.tokenizer import TextTokenizer
@@ -52,6 +54,8 @@ class Model:
             torch.manual_seed(seed)
             network = TwoTower(config, tokenizer.vocab_size)
         config.text.load_weights(network.text)
+        if config.image is not None and network.image is not None:
+            config.image.load_weights(network.image)
         for prompt in (config.prompts.query, config.prompts.text):
             if len(tokenizer([prompt])[0]) >= tokenizer.max_length:
                 raise ModelError(
@@ -122,6 +126,27 @@ class Model:
         with torch.inference_mode():
             parts = [encode(batch).float().cpu().numpy() for batch in batches]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+
+    def cut(self, layers: int | None = None, dim: int | None = None) -> "Model":
+        """The model of the first `layers` of its text tower and the first `dim` coordinates; see `cutting.cut`."""
+        return cut(self, layers, dim)
+
+    def longer(self, max_length: int, mode: ContextMode = "grouped") -> "Model":
+        """The model with texts of up to `max_length` tokens, untrained beyond those that it was made for.
+
+        Texts within its positions have the vectors that they had. Raises ModelError for positions that cannot be told
+        so (`rayemb.models.context`).
+        """
+        config = self.network.config.resolved()
+        context = ContextConfig(mode=mode, trained=self.network.text.longest)
+        update = {
+            "text": config.text.model_copy(update={"context": context}),
+            "tokenizer": config.tokenizer.model_copy(update={"max_length": max_length}),
+        }
+        network = TwoTower(config.model_copy(update=update), self.tokenizer.vocab_size)
+        network.load_state_dict(self.network.state_dict())
+        info = {**self.info, "longer": {"digest": self.digest, **context.model_dump()}}
+        return Model(network, TextTokenizer.from_json(self.tokenizer.to_json(), max_length), info)
 
     # -- the artefact --------------------------------------------------------------------------------------
 

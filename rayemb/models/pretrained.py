@@ -1,18 +1,23 @@
 """Any encoder or decoder of the `transformers` library as a text tower; safetensors only, no code from outside."""
 
+import inspect
 import json
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from rayemb import storage
+from rayemb.models.context import LongContext, trained_positions
 from rayemb.models.errors import ModelError
 from rayemb.models.tokenizer import PADDING
 from rayemb.models.towers import TextTower, TextTowerConfig
 
+# What networks of the library call the norm behind their last layer; those with norms after each part have none.
+LAST_NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "emb_layer_norm_after")
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
 
@@ -43,6 +48,17 @@ class PretrainedTextConfig(TextTowerConfig):
         """The architecture, read from the source where it is not said. Raises ModelError if it cannot be."""
         return self.architecture or read_mapping(str(self.source), CONFIG)
 
+    def cut(self, layers: int) -> "PretrainedTextConfig":
+        """The same with its first so many layers alone."""
+        network = self.network
+        whole = network.get("num_hidden_layers")
+        # What there is one of for each layer (`layer_types`) is cut with them.
+        kept = {
+            key: value[:layers] if isinstance(value, list) and len(value) == whole else value
+            for key, value in network.items()
+        }
+        return self.model_copy(update={"architecture": {**kept, "num_hidden_layers": layers}})
+
     def build(self, vocab_size: int, max_length: int) -> TextTower:
         """The tower, with random weights.
 
@@ -70,12 +86,21 @@ class PretrainedText(TextTower):
                 where="model.text",
                 fix="use the tokenizer of the network: model.tokenizer.name=pretrained",
             )
-        longest = getattr(settings, "max_position_embeddings", None)
-        if longest is not None and max_length > longest:
+        self.longest = trained_positions(self.model, settings)
+        self.context = None
+        if config.context is not None:
+            trained = config.context.trained or self.longest
+            if trained is None:
+                raise ModelError(
+                    "nothing says how many positions it has", where="model.text.context", fix="give trained"
+                )
+            self.longest = trained
+            self.context = LongContext(config.context, self.model, trained, max_length)
+        elif self.longest is not None and max_length > self.longest:
             raise ModelError(
-                f"texts of {max_length} tokens are asked for and the network has {longest} positions",
+                f"texts of {max_length} tokens are asked for and the network has {self.longest} positions",
                 where="model.tokenizer.max_length",
-                fix=f"give at most {longest}",
+                fix=f"give at most {self.longest}, or model.text.context",
             )
         attentions = [module for module in self.model.modules() if hasattr(module, "is_causal")]
         self.causal = any(module.is_causal for module in attentions)
@@ -89,13 +114,33 @@ class PretrainedText(TextTower):
             _soften(self.model, config.attention_temperature)
         self._padding = settings.pad_token_id if settings.pad_token_id is not None else 0
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The vectors of its tokens."""
+        found: nn.Embedding = self.model.get_input_embeddings()
+        return found
+
+    def finished(self, state_BLE: Tensor) -> Tensor:
+        """The states behind the last norm, where the network has one."""
+        for part in (self.model, getattr(self.model, "encoder", None)):
+            for name in LAST_NORMS:
+                if isinstance(getattr(part, name, None), nn.Module):
+                    normed: Tensor = getattr(part, name)(state_BLE)
+                    return normed
+        return state_BLE
+
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)`; of every layer but the embeddings where they are asked for."""
         real_BL = ids_BL != PADDING
+        more = self.context.inputs(ids_BL) if self.context is not None else {}
+        if more and "token_type_ids" in inspect.signature(self.model.forward).parameters:
+            # Left out, they come from a buffer that is as long as the positions.
+            more["token_type_ids"] = torch.zeros_like(ids_BL)
         found = self.model(
             input_ids=ids_BL.masked_fill(~real_BL, self._padding),
             attention_mask=real_BL.long(),
             output_hidden_states=every_layer,
+            **more,
         )
         return list(found.hidden_states[1:]) if every_layer else [found.last_hidden_state]
 
@@ -118,13 +163,20 @@ class PretrainedText(TextTower):
         self.model.load_state_dict({name: there[name].to(wanted[name].dtype) for name in wanted})
 
 
+def architecture_of(kind: str, architecture: dict[str, Any]) -> Any:
+    """A config of `transformers` from the rest of a config.json; weights are fp32 whatever it says."""
+    import transformers
+
+    return transformers.AutoConfig.for_model(kind, **{**architecture, "dtype": None})
+
+
 def build_network(architecture: dict[str, Any]) -> Any:
     """A network of `transformers` from the content of a config.json, with random weights; takes its model_type out."""
     import transformers
 
     kind = str(architecture.pop("model_type"))
     try:
-        config = transformers.AutoConfig.for_model(kind, **{**architecture, "dtype": None})
+        config = architecture_of(kind, architecture)
         family = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
         model = family.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, ImportError) as error:
@@ -152,20 +204,28 @@ def _soften(model: nn.Module, temperature: float) -> None:
 
 def read_weights(source: str) -> dict[str, Tensor]:
     """The tensors of a directory's safetensors, in one file or several. Raises ModelError if there are none."""
-    names = [WEIGHTS]
-    if not storage.exists(storage.join(source, WEIGHTS)):
-        if not storage.exists(storage.join(source, INDEX)):
-            raise ModelError(f"no {WEIGHTS} here (pickled weights are never loaded)", where=source)
-        names = sorted(set(read_mapping(source, INDEX)["weight_map"].values()))
     found: dict[str, Tensor] = {}
-    for name in names:
-        if "/" in name or "\\" in name:
-            raise ModelError(f"{INDEX} names a file outside of the directory: {name!r}", where=source)
+    for name in weight_files(source):
+        if name == INDEX:
+            continue
         try:
             found |= load_tensors(storage.read_bytes(storage.join(source, name)))
         except SafetensorError as error:
             raise ModelError(f"{name} is cut short or damaged ({error})", where=source) from error
     return found
+
+
+def weight_files(source: str) -> list[str]:
+    """The names of a directory's safetensors, behind their index if there are several. Raises ModelError if none."""
+    if storage.exists(storage.join(source, WEIGHTS)):
+        return [WEIGHTS]
+    if not storage.exists(storage.join(source, INDEX)):
+        raise ModelError(f"no {WEIGHTS} here (pickled weights are never loaded)", where=source)
+    names = sorted(set(read_mapping(source, INDEX)["weight_map"].values()))
+    for name in names:
+        if "/" in name or "\\" in name:
+            raise ModelError(f"{INDEX} names a file outside of the directory: {name!r}", where=source)
+    return [INDEX, *names]
 
 
 def read_mapping(source: str, name: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayemb.models.context import interpolated, positions
+from rayemb.models.errors import ModelError
 from rayemb.models.tokenizer import PADDING
 from rayemb.models.towers import TextTower, TextTowerConfig
 
@@ -29,6 +31,10 @@ class TextTransformerConfig(TextTowerConfig):
         if self.width % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
         return self
+
+    def cut(self, layers: int) -> "TextTransformerConfig":
+        """The same with its first so many layers alone."""
+        return self.model_copy(update={"depth": layers})
 
     def build(self, vocab_size: int, max_length: int) -> TextTower:
         """The tower, with random weights."""
@@ -63,16 +69,36 @@ class TextTransformer(TextTower):
         super().__init__()
         self.features, self.layers, self.causal = config.width, config.depth, config.causal
         self.tokens = nn.Embedding(vocab_size, config.width)
-        self.positions = nn.Parameter(torch.empty(max_length, config.width))
+        self.context, self._trained = config.context, max_length
+        if config.context is not None:
+            if config.context.trained is None or config.context.mode == "ntk":
+                raise ModelError(
+                    "its positions are a table: say how many there are, and no mode of rotary ones",
+                    where="model.text.context",
+                    fix="give trained, and one of grouped, recurrent and interpolated; or use Model.longer",
+                )
+            self._trained, self._scale = config.context.trained, -(-max_length // config.context.trained)
+        self.longest = self._trained
+        self.positions = nn.Parameter(torch.empty(self._trained, config.width))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The vectors of its tokens."""
+        return self.tokens
+
+    def finished(self, state_BLE: Tensor) -> Tensor:
+        """The states behind the last norm."""
+        normed: Tensor = self.norm(state_BLE)
+        return normed
+
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)` in the compute dtype."""
         real_BL = ids_BL != PADDING
-        x = self.tokens(ids_BL.clamp(min=0)) + self.positions[: ids_BL.shape[1]]
+        x = self.tokens(ids_BL.clamp(min=0)) + self._positions(ids_BL)
         mask = real_BL[:, None, None, :]
         if self.causal:
             mask = mask & torch.ones(mask.shape[-1], mask.shape[-1], dtype=torch.bool, device=mask.device).tril()
@@ -82,3 +108,9 @@ class TextTransformer(TextTower):
             states.append(x)
         states[-1] = self.norm(x)
         return states if every_layer else states[-1:]
+
+    def _positions(self, ids_BL: Tensor) -> Tensor:
+        """What is added for the places of the tokens, `(L, E)` or `(B, L, E)`."""
+        if self.context is None or ids_BL.shape[1] <= self._trained:
+            return self.positions[: ids_BL.shape[1]]
+        return interpolated(self.positions, positions(ids_BL, self._trained, self._scale, self.context.mode))

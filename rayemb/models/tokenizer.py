@@ -6,13 +6,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rayemb import storage
 from rayemb.config import Config
 from rayemb.models.errors import ModelError
 
 PAD, CLS, UNK = "[PAD]", "[CLS]", "[UNK]"
+# What stands for something hidden. A tokenizer of ours has no token for it, and one that no text ever has: [UNK].
+MASKS = ("[MASK]", "<mask>", UNK, "<unk>")
+Span = tuple[int, int]  # from the first character to the one after the last
 # Where a text has no token. No id of any vocabulary: a pretrained one has its own idea of padding, or none.
 PADDING = -1
 
@@ -100,24 +103,49 @@ class TextTokenizer:
         """Number of tokens, the special ones included."""
         return int(self.tokenizer.get_vocab_size())
 
-    def with_prompt(self, texts: Sequence[str], prompt: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    @property
+    def mask(self) -> tuple[str, int]:
+        """The token that stands for something hidden, and its id. Raises ModelError if there is none."""
+        for token in MASKS:
+            if (number := self.tokenizer.token_to_id(token)) is not None:
+                return token, int(number)
+        raise ModelError(f"the tokenizer has no mask (none of {', '.join(MASKS)})", where="model.tokenizer")
+
+    def with_prompt(
+        self, texts: Sequence[str], prompt: str, spans: Sequence[Span | None] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token ids `(B, L)` of the texts behind a prompt, and how many of each row's are the prompt's, `(B,)` int64.
 
         The prompt's are those that end within it, and whatever special tokens stand before them; 0 without a prompt.
-        One is always left, if only of an empty text.
+        One is always left, if only of an empty text. `spans`: the characters of each text that one mask token stands
+        for. Raises ModelError for spans if there is no mask token.
         """
         rows = self.tokenizer.encode_batch([prompt + text for text in texts])
+        for number, span in enumerate(spans or ()):
+            if span is not None:
+                rows[number] = self._masked(prompt + texts[number], len(prompt) + span[0], len(prompt) + span[1])
         skips = np.zeros(len(rows), dtype=np.int64)
         if prompt:
             for number, row in enumerate(rows):
                 # A special token has an empty span.
-                spans = [index for index, (start, end) in enumerate(row.offsets) if start < end <= len(prompt)]
-                skips[number] = min(max(spans, default=-1) + 1, len(row.ids) - 1)
+                within = [index for index, (start, end) in enumerate(row.offsets) if start < end <= len(prompt)]
+                skips[number] = min(max(within, default=-1) + 1, len(row.ids) - 1)
         return _padded([row.ids for row in rows]), skips
 
     def __call__(self, texts: Sequence[str], *, pad_to: int | None = None) -> NDArray[np.int64]:
         """Token ids `(B, L)` int64, padded with -1 to the longest text, or to `pad_to`."""
         return _padded([encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))], pad_to)
+
+    def _masked(self, text: str, start: int, stop: int) -> Encoding:
+        """The tokens of what is left and right of a span, each by itself, and a mask between them."""
+        inner = self.tokenizer
+        left, right = inner.encode_batch([text[:start], text[stop:]], add_special_tokens=False)
+        inner.encode_special_tokens = False
+        try:
+            mask = inner.encode(self.mask[0], add_special_tokens=False)
+        finally:
+            inner.encode_special_tokens = True
+        return inner.post_process(Encoding.merge([left, mask, right], growing_offsets=True))
 
     def __reduce__(self) -> tuple[object, ...]:
         return TextTokenizer.from_json, (self.to_json(), self.max_length)

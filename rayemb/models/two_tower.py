@@ -1,5 +1,6 @@
 """Two towers, one space: images and texts as unit vectors that can be compared; or one tower, for texts alone."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from rayemb.config import Config
 from rayemb.models.convnet import ConvNetConfig
 from rayemb.models.errors import ModelError
 from rayemb.models.pretrained import PretrainedTextConfig
+from rayemb.models.pretrained_images import PretrainedImageConfig
 from rayemb.models.text import TextTransformerConfig
 from rayemb.models.tokenizer import PADDING, AnyTokenizer, PretrainedTokenizerConfig, TokenizerConfig
 from rayemb.models.vit import ViTConfig
@@ -21,7 +23,9 @@ def _named(default: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {"name": default, **value} if isinstance(value, dict) else value)
 
 
-AnyImageTower = Annotated[ConvNetConfig | ViTConfig, Field(discriminator="name"), _named("convnet")]
+AnyImageTower = Annotated[
+    ConvNetConfig | ViTConfig | PretrainedImageConfig, Field(discriminator="name"), _named("convnet")
+]
 AnyTextTower = Annotated[
     TextTransformerConfig | PretrainedTextConfig, Field(discriminator="name"), _named("transformer")
 ]
@@ -79,9 +83,10 @@ class TwoTowerConfig(Config):
 
     def resolved(self) -> "TwoTowerConfig":
         """The same with all that a model directory must say of its towers. Raises ModelError if that cannot be read."""
-        if not isinstance(self.text, PretrainedTextConfig) or self.text.architecture is not None:
-            return self
-        return self.model_copy(update={"text": self.text.model_copy(update={"architecture": self.text.network})})
+        update: dict[str, Any] = {"image": self.image.resolved()} if self.image else {}
+        if isinstance(self.text, PretrainedTextConfig) and self.text.architecture is None:
+            update["text"] = self.text.model_copy(update={"architecture": self.text.network})
+        return self.model_copy(update=update)
 
 
 class TwoTower(nn.Module):
@@ -128,6 +133,21 @@ class TwoTower(nn.Module):
         layers = self.text(ids_BL, every_layer=self.text_pooling.every_layer)
         pooled = self.text_pooling(layers, pooled_tokens(ids_BL, skip_B))
         return _unit(self.text_projection(pooled))
+
+    def encode_text_exits(self, ids_BL: Tensor, skip_B: Tensor | None, layers: Sequence[int]) -> list[Tensor]:
+        """Unit vectors `(B, D)` after the first so many layers of the text tower each, in one pass; see `encode_text`.
+
+        Raises ModelError for a pooling of all layers: it is of one depth alone.
+        """
+        if self.text_pooling.every_layer:
+            raise ModelError(
+                f"{type(self.text_pooling).__name__} looks at all layers and cannot be had of fewer",
+                where="model.text.pooling",
+                fix="use a pooling of the last layer",
+            )
+        mask = pooled_tokens(ids_BL, skip_B)
+        states = self.text.exits(ids_BL, layers)
+        return [_unit(self.text_projection(self.text_pooling([state], mask))) for state in states]
 
     def encode_tokens(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors `(B, L, D)` of the tokens themselves, unpooled, and which of them there are, `(B, L)` bool."""

@@ -2,6 +2,7 @@
 
 from rayemb.parallel.cache import Encoded, cut, gradient_cache, split
 from rayemb.parallel.contrast import Side, contrast
+from rayemb.parallel.divergence import divergence
 from rayemb.parallel.exchange import (
     Alone,
     Exchange,
@@ -31,6 +32,7 @@ __all__ = [
     "Veto",
     "contrast",
     "cut",
+    "divergence",
     "exchange_named",
     "gradient_cache",
     "mean_over_ranks",

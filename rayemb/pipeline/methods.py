@@ -9,10 +9,17 @@ from rayemb.config.literature import literature
 from rayemb.curate import AnyStep
 from rayemb.data.samplers import AnySampler
 from rayemb.losses import AnyLoss
+from rayemb.train.config import AnyObjective
 from rayemb.train.optimizers import AnyOptimizer
 
 # Family → the union of its configs. A family that joins adds a line.
-FAMILIES = {"losses": AnyLoss, "curation": AnyStep, "samplers": AnySampler, "optimizers": AnyOptimizer}
+FAMILIES = {
+    "losses": AnyLoss,
+    "objectives": AnyObjective,
+    "curation": AnyStep,
+    "samplers": AnySampler,
+    "optimizers": AnyOptimizer,
+}
 
 
 @dataclass(frozen=True)

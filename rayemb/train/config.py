@@ -13,11 +13,14 @@ from rayemb.data.stream import LoaderConfig
 from rayemb.losses import AnyLoss, InfoNCEConfig
 from rayemb.models import TwoTowerConfig
 from rayemb.parallel import ExchangeName
+from rayemb.train.adapters import LoRAConfig
 from rayemb.train.checkpoints import CheckpointsConfig
 from rayemb.train.ema import EMAConfig
 from rayemb.train.evaluation import EarlyStoppingConfig, EvaluationConfig
+from rayemb.train.objective import ContrastiveConfig
 from rayemb.train.optimizers import AdamWConfig, AnyOptimizer
 from rayemb.train.parameters import ParameterRule
+from rayemb.train.retromae import RetroMAEConfig
 from rayemb.train.schedules import AnySchedule, CosineConfig
 from rayemb.train.sinks import LoggingConfig
 from rayemb.train.step import Reduction
@@ -44,8 +47,10 @@ HOW = {
 }
 
 
+AnyObjective = Annotated[ContrastiveConfig | RetroMAEConfig, Field(discriminator="name")]
+
 # Fields of a loss's batch that the trainer gives, beyond queries, documents and keys.
-SUPPLIED = {"labels", "tasks"}
+SUPPLIED = {"exits", "labels", "tasks"}
 
 
 class TrainCorpus(CorpusEntry):
@@ -63,7 +68,8 @@ class TrainConfig(Config):
         description="a model directory, path or URI, whose towers, tokenizer and weights training starts from; `model` "
         "then says nothing",
     )
-    loss: AnyLoss = Field(default_factory=InfoNCEConfig)
+    objective: AnyObjective = Field(default_factory=ContrastiveConfig, description="what is learned from the corpora")
+    loss: AnyLoss = Field(default_factory=InfoNCEConfig, description="what tells pairs apart; of objective contrastive")
     corpora: dict[str, TrainCorpus] = Field(
         default_factory=lambda: {"main": TrainCorpus()},
         min_length=1,
@@ -92,6 +98,9 @@ class TrainConfig(Config):
     schedule: AnySchedule = Field(default_factory=CosineConfig, description="the learning rate over the steps")
     parameters: list[ParameterRule] = Field([], description="what is special about some; the first that matches holds")
     layer_decay: float = Field(1.0, gt=0, le=1, description="each block's learning rate over that of the block above")
+    adapters: LoRAConfig | None = Field(
+        None, description="train small matrices beside the towers' frozen ones, merged when the model is saved"
+    )
     ema: EMAConfig | None = Field(None, description="a running mean of the weights; null for none")
     gradient_clipping: float = Field(1.0, ge=0, description="norm of the whole gradient; 0 for none")
 
@@ -185,6 +194,17 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _fits_the_objective(self) -> "TrainConfig":
+        if isinstance(self.objective, ContrastiveConfig):
+            return self
+        name = self.objective.name
+        if self.loss != InfoNCEConfig() or any(corpus.loss is not None for corpus in self.corpora.values()):
+            raise ValueError(f"loss: the objective {name} is a loss itself; leave it out")
+        if self.init is None and (misfit := self.objective.misfit(self.model)):
+            raise ValueError(f"objective {name}: {misfit}")
+        return self
+
+    @model_validator(mode="after")
     def _evaluable(self) -> "TrainConfig":
         for name, task in self.evaluation.chosen.items():
             if task.corpus is not None and task.corpus not in self.corpora:
@@ -262,6 +282,13 @@ class TrainConfig(Config):
         if all(corpus.loss is None for corpus in self.corpora.values()):
             return {"loss": self.loss}
         return {f"corpora.{name}.loss": corpus.loss or self.loss for name, corpus in self.corpora.items()}
+
+    @property
+    def criteria(self) -> dict[str, AnyLoss | AnyObjective]:
+        """What the training minimises, by the key that says it: the losses, or an objective that is one itself."""
+        if isinstance(self.objective, ContrastiveConfig):
+            return dict(self.losses)
+        return {"objective": self.objective}
 
     @property
     def outcome(self) -> dict[str, Any]:

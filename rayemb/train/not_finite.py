@@ -77,7 +77,7 @@ def _culprits(batch: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> dic
     for kind, values in vectors.items():
         bad = (~torch.isfinite(values.float()).flatten(1).all(1)).cpu()
         at = torch.arange(len(bad))
-        if kind == "negatives":
+        if kind.split("@")[0] == "negatives":
             counts = batch["negative_counts"].cpu()
             at = torch.arange(len(counts)).repeat_interleave(counts)
         for n in at[bad].tolist():

@@ -1,29 +1,64 @@
 """What one step computes: the towers, the exchange between ranks, and the loss of one process with everything."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rayemb.losses import Batch, Loss
-from rayemb.models import PADDING, TwoTower
+from rayemb.config import Config
+from rayemb.errors import RayembError
+from rayemb.losses import Batch, Loss, Starbucks
+from rayemb.models import PADDING, TextTokenizer, TwoTower, TwoTowerConfig
 from rayemb.parallel import Encoded, Exchange, cut, split
 
 # What belongs to a row and is several entries, with the counts of each row's.
 RAGGED = dict.fromkeys(("negative_tokens", "negative_keys", "negative_skips"), "negative_counts")
 
 
+class ObjectiveConfig(Config, ABC):
+    """Config of what a training is about."""
+
+    def misfit(self, towers: TwoTowerConfig) -> str | None:
+        """Why it cannot be had over such towers; None if it can."""
+        return None
+
+    @abstractmethod
+    def build(self, network: TwoTower, losses: list[Loss], tokenizer: TextTokenizer, seed: int) -> "Objective":
+        """The objective over a network; `losses` as `Objective` takes them, `seed` for weights and draws."""
+
+
+class ContrastiveConfig(ObjectiveConfig):
+    """Pairs are told from other pairs, by `train.loss` (Oord et al., 2018)."""
+
+    name: Literal["contrastive"] = "contrastive"
+
+    def build(self, network: TwoTower, losses: list[Loss], tokenizer: TextTokenizer, seed: int) -> "Objective":
+        """The objective."""
+        return Objective(network, losses)
+
+
 class Objective(nn.Module):
     """Encoder and losses as one module, so that the engine trains the temperatures with the weights.
 
     `losses`: one for all corpora, or one for each, in the order of the mixture.
+
+    This one is contrastive. Another is a class below it with a `forward` and a `share` of its own, exact as these are:
+    whatever rows `forward` gives, the mean of the shares over ranks is the loss of one process with the whole batch.
     """
 
     def __init__(self, network: TwoTower, losses: Loss | Sequence[Loss]) -> None:
         super().__init__()
         self.network = network
         self.losses = nn.ModuleList([losses] if isinstance(losses, Loss) else losses)
+        self.exits = sorted({layers for loss in self.losses for layers in _exits(loss, network.text.layers)})
+
+    def prepared(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """This rank's whole batch of a step as `forward` wants it; what is random in it is a row's own."""
+        return batch
 
     def forward(self, batch: dict[str, Tensor]) -> Encoded:
         """Vectors of a batch's rows (`queries`, `documents`, `negatives` if any), and the losses' own parameters.
@@ -32,15 +67,22 @@ class Objective(nn.Module):
         negatives `negative_tokens` (N, L) go through the text tower, without pooling as many tokens as `query_skips`,
         `skips` and `negative_skips` say.
         """
-        network = self.network
+        rows: dict[str, Tensor] = {}
         if "pixels" in batch:
-            queries = network.encode_image(batch["pixels"])
+            rows["queries"] = self.network.encode_image(batch["pixels"])
         else:
-            queries = network.encode_text(batch["query_tokens"], batch.get("query_skips"))
-        rows = {"queries": queries, "documents": network.encode_text(batch["tokens"], batch.get("skips"))}
+            rows |= self._texts("queries", batch["query_tokens"], batch.get("query_skips"))
+        rows |= self._texts("documents", batch["tokens"], batch.get("skips"))
         if "negative_tokens" in batch:
-            rows["negatives"] = network.encode_text(batch["negative_tokens"], batch.get("negative_skips"))
+            rows |= self._texts("negatives", batch["negative_tokens"], batch.get("negative_skips"))
         return Encoded(rows, shared_parameters(self.losses))
+
+    def _texts(self, kind: str, ids: Tensor, skips: Tensor | None) -> dict[str, Tensor]:
+        """The vectors of one kind of texts and, in training, those after fewer layers that a loss wants (`kind@n`)."""
+        if not (self.exits and self.training):
+            return {kind: self.network.encode_text(ids, skips)}
+        *early, last = self.network.encode_text_exits(ids, skips, [*self.exits, self.network.text.layers])
+        return {kind: last, **{f"{kind}@{n}": rows for n, rows in zip(self.exits, early, strict=True)}}
 
     def share(self, encoded: Encoded, batch: Mapping[str, Tensor], exchange: Exchange, progress: float = 0.0) -> Tensor:
         """This rank's share of the loss over the global batch; `batch` as `encoded` has its rows.
@@ -70,7 +112,16 @@ class Objective(nn.Module):
             labels=batch.get("labels"),
             progress=progress,
         )
-        value: Tensor = functional_call(self.losses[number], own, (pairs, exchange))
+        exits = {
+            n: replace(
+                pairs,
+                queries=encoded.rows.get(f"queries@{n}", pairs.queries),  # images have no smaller tower
+                documents=encoded.rows[f"documents@{n}"],
+                negatives=encoded.rows.get(f"negatives@{n}"),
+            )
+            for n in self.exits
+        }
+        value: Tensor = functional_call(self.losses[number], own, (replace(pairs, exits=exits), exchange))
         return value
 
     @property
@@ -78,6 +129,19 @@ class Objective(nn.Module):
         """The current temperature, the mean over the losses that have one."""
         found = [loss.temperature for loss in self.losses if isinstance(loss, Loss) and loss.temperature is not None]
         return sum(found) / len(found) if found else None
+
+
+def _exits(loss: nn.Module, layers: int) -> tuple[int, ...]:
+    """The layers after which a loss wants vectors. Raises RayembError for a tower that is not as deep as it says."""
+    found = [part.config for part in loss.modules() if isinstance(part, Starbucks)]
+    for config in found:
+        if config.sizes[-1][0] != layers:
+            raise RayembError(
+                f"the last size has {config.sizes[-1][0]} layers and the text tower {layers}",
+                where="train.loss.sizes",
+                fix=f"let it be [{layers}, {config.sizes[-1][1]}]",
+            )
+    return tuple(n for config in found for n in config.exits)
 
 
 def shared_parameters(losses: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
+import torch
 from numpy.typing import NDArray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -23,12 +24,14 @@ from rayemb.data.decode import ColumnReader, DecodeSettings, Member
 from rayemb.data.stream import StreamSettings, open_members, open_stream
 from rayemb.errors import RayembError
 from rayemb.models import Model, ModelError, PretrainedTokenizerConfig, TextTokenizer
+from rayemb.models.cutting import cut
 from rayemb.progress import Progress
 from rayemb.train.checkpoints import newest, sweep
 from rayemb.train.config import TrainConfig
 from rayemb.train.elastic import lost_nodes, room, wait_for_room
 from rayemb.train.evaluation import open_tasks
 from rayemb.train.failures import explain
+from rayemb.train.objective import ContrastiveConfig, Objective
 from rayemb.train.parameters import check_rules
 from rayemb.train.sinks import Run
 from rayemb.train.watch import TrainingLog, Watch
@@ -86,8 +89,18 @@ def train(
         classes=_classes(members, config),
         prompts=config.model.prompts,
     )
-    if config.parameters:
-        check_rules(create_objective(config, decode.tokenizer), config.parameters)
+    identical = [name for name, entry in entries.items() if entry.identical]
+    contrastive = isinstance(config.objective, ContrastiveConfig)
+    exits = any("exits" in loss.needs for loss in config.losses.values())
+    if config.parameters or config.adapters or identical or exits or not contrastive:
+        objective = create_objective(config, decode.tokenizer)
+        check_rules(objective, config.parameters)
+        if objective.exits and not config.adapters:
+            # A tower that could not be cut to a size afterwards is refused before it is trained for it.
+            cut(Model(objective.network, decode.tokenizer), objective.exits[0])
+            objective.train()
+        if identical and contrastive and not config.augment.text.mask_span:
+            _check_noise(objective, decode.tokenizer, f"train.corpora.{identical[0]}.identical")
     about = [
         {"name": name, "uri": corpus.uri, "digest": corpus.digest, "split": entries[name].split}
         for name, corpus in corpora.items()
@@ -96,14 +109,16 @@ def train(
     info: dict[str, Any] = {
         "fingerprint": fingerprint,
         "seed": config.seed,
-        "loss": {key: loss.model_dump(mode="json") for key, loss in config.losses.items()},
+        "loss": {key: loss.model_dump(mode="json") for key, loss in config.criteria.items()},
         "corpora": about,
         # As it may be said again: the towers are those of `init`, if there is one.
         "config": config.model_dump(mode="json", exclude={"model"} if initial else None),
-        "papers": {key: literature(type(loss)).source for key, loss in config.losses.items()},
+        "papers": {key: literature(type(loss)).source for key, loss in config.criteria.items()},
     }
     if initial:
         info["init"] = {"uri": config.init, "digest": initial.digest}
+    if config.adapters:
+        info["adapters"] = config.adapters.model_dump(mode="json")
     tasks = open_tasks(config.evaluation, entries)
     info["evaluated"] = {name: config.evaluation.chosen[name].split for name in tasks}
     if (stopping := config.early_stopping) and stopping.metric.rsplit("/", 1)[0] not in tasks:
@@ -201,6 +216,8 @@ def _begun(config: TrainConfig) -> tuple[TrainConfig, Model]:
     for key, loss in config.losses.items():
         if misfit := loss.misfit(config.model.dim):
             raise TrainError(f"{misfit} (the dimension of train.init)", where=f"train.{key}")
+    if misfit := config.objective.misfit(config.model):
+        raise TrainError(f"{misfit} (it is that of train.init)", where="train.objective")
     return config, initial
 
 
@@ -215,12 +232,25 @@ def _check(config: TrainConfig, corpora: dict[str, Corpus]) -> None:
                 where="train.batch_size",
                 fix="lower it or give more data",
             )
-    kinds = {corpus.kind for corpus in corpora.values()}
+    kinds = {"text" if config.corpora[name].identical else corpus.kind for name, corpus in corpora.items()}
     if config.mix.batches == "mixed" and len(kinds) > 1:
         raise TrainError(
             f"corpora of {' and '.join(sorted(kinds))} cannot share a batch",
             where="train.mix.batches",
             fix="use one_corpus",
+        )
+
+
+@torch.no_grad()
+def _check_noise(objective: Objective, tokenizer: TextTokenizer, where: str) -> None:
+    """Raises TrainError if a text has the same vector each time: then nothing is learned from its pair with itself."""
+    ids = torch.from_numpy(tokenizer(["a text that is read twice"]))
+    if torch.equal(objective.network.encode_text(ids), objective.network.encode_text(ids)):
+        raise TrainError(
+            "each text is paired with itself, and the text tower has no dropout to tell the two apart",
+            where=where,
+            fix="give train.model.text.dropout=0.1 (what transformers trained has its own), or "
+            "train.augment.text.mask_span=5",
         )
 
 

@@ -11,8 +11,10 @@ import ray
 import torch
 
 from rayemb.data.stream import Batch, Stream
+from rayemb.losses import Loss
 from rayemb.models import Model, TextTokenizer, TwoTower
 from rayemb.parallel import Encoded, Exchange, ExchangeError, Tiling, exchange_named, mean_over_ranks
+from rayemb.train.adapters import add_adapters, merged
 from rayemb.train.checkpoints import Checkpoints, restore
 from rayemb.train.clock import Clock
 from rayemb.train.config import TrainConfig
@@ -83,7 +85,7 @@ def _train(job: Job, pulse: Pulse) -> dict[str, Any]:
         pulse.clock.begin_step(exact=(step + 1) % config.logging.every == 0)
         pulse.at("forward")
         rate = set_rates(engine, config, step)
-        tensors = _tensors(batch, device)
+        tensors = objective.prepared(_tensors(batch, device), step)
         if not meter.measured:
             meter.measure(engine, _first_part(tensors, config), config.precision, config.peak_flops)
         done = _step(engine, objective, tensors, exchange, job, step, pulse)
@@ -145,7 +147,11 @@ def _train(job: Job, pulse: Pulse) -> dict[str, Any]:
 def create_objective(config: TrainConfig, tokenizer: TextTokenizer) -> Objective:
     """The towers and the losses as they are before the first step."""
     model = Model.load(config.init) if config.init else Model.create(config.model, tokenizer, config.seed)
-    return Objective(model.network.train(), [loss.build(config.model.dim) for loss in config.losses.values()])
+    losses: list[Loss] = [loss.build(config.model.dim) for loss in config.losses.values()]
+    objective = config.objective.build(model.network.train(), losses, tokenizer, config.seed)
+    if config.adapters is not None:
+        add_adapters(model.network, config.adapters, config.seed)
+    return objective.train()
 
 
 def _weights(engine: Any, objective: Objective, config: TrainConfig) -> contextlib.AbstractContextManager[None]:
@@ -204,7 +210,8 @@ def _step(
 
 
 def _save(job: Job, weights: dict[str, torch.Tensor], history: list[dict[str, Any]], temperature: float | None) -> None:
-    model = Model(TwoTower(job.config.model.resolved(), job.tokenizer.vocab_size), job.tokenizer)
-    model.network.load_state_dict(weights)
+    network, adapters = TwoTower(job.config.model.resolved(), job.tokenizer.vocab_size), job.config.adapters
+    network.load_state_dict(merged(network, adapters, weights) if adapters else weights)
+    model = Model(network, job.tokenizer)
     model.info = {**job.info, "temperature": temperature, "training": history}
     model.save(job.model_uri)

@@ -1,6 +1,7 @@
 """What the tests of the losses share: vectors, losses in fp64, similarities taken by hand."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +36,8 @@ EVERY: dict[str, dict[str, Any]] = {
     "focal": {"name": "focal", "loss": {"duplicates": "ignore"}},
     "progressive": {"name": "progressive", "loss": {"temperature": 0.2}},
     "matryoshka": {"name": "matryoshka", "dims": (3, 6), "weights": (0.5, 1.0), "loss": {"temperature": 0.2}},
+    # Its divergences stop gradients, which finite differences do not know: see test_starbucks.py.
+    "starbucks": {"name": "starbucks", "sizes": [[2, 3], [4, 6]], "divergence": 0.0, "loss": {"temperature": 0.2}},
     "cross_batch_memory": {"name": "cross_batch_memory", "size": 4, "loss": {"directions": ["query_to_document"]}},
 }
 
@@ -63,6 +66,12 @@ def exact(config: dict[str, Any], dim: int = 6) -> Loss:
 def everything(rows: int, negatives: int = 3, dim: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
     """A batch with all that any loss reads."""
     some = negatives if rows else 0
+    small = Batch(
+        vectors(rows, dim, seed + 6, dtype),
+        vectors(rows, dim, seed + 7, dtype),
+        negatives=vectors(some, dim, seed + 8, dtype),
+        keys=torch.arange(rows) // 2,
+    )
     return Batch(
         vectors(rows, dim, seed, dtype),
         vectors(rows, dim, seed + 1, dtype),
@@ -72,8 +81,16 @@ def everything(rows: int, negatives: int = 3, dim: int = 6, seed: int = 0, dtype
         labels=torch.arange(rows) % 3,
         tasks=torch.arange(rows) % 2,
         guide=Batch(vectors(rows, 5, seed + 3), vectors(rows, 5, seed + 4), vectors(some, 5, seed + 5)),
+        exits={2: small},
         progress=0.3,
     )
+
+
+def changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with its vectors changed, after fewer layers too."""
+    parts = {name: getattr(batch, name) for name in ("queries", "documents", "negatives")}
+    exits = {layers: changed(small, change) for layers, small in batch.exits.items()}
+    return replace(batch, exits=exits, **{name: change(rows) for name, rows in parts.items() if rows is not None})
 
 
 def cosines(left: Tensor, right: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rayemb.config import Config, ConfigError, dump, from_mapping, load, schema
 from rayemb.losses import AnyLoss, Batch, InfoNCE, InfoNCEConfig, Loss, Rows
 from rayemb.losses.base import scaled, share_of_mean, unit
 from rayemb.parallel import NO_KEY, Alone, ExchangeError
-from tests.losses.common import EVERY, built, everything, exact, gradients, vectors
+from tests.losses.common import EVERY, built, changed, everything, exact, gradients, vectors
 
 
 class Run(Config):
@@ -240,6 +240,10 @@ def test_the_order_of_rows_does_not_matter(loss: Loss) -> None:
         **{name: getattr(batch, name)[order] for name in names},
         negative_rows=order.argsort()[batch.negative_rows],
         guide=replace(batch.guide, **{name: getattr(batch.guide, name)[order] for name in names[:2]}),
+        exits={
+            n: replace(small, **{name: getattr(small, name)[order] for name in names[:3]})
+            for n, small in batch.exits.items()
+        },
     )
     assert of(loss, shuffled) == pytest.approx(of(loss, batch), rel=1e-10)
 
@@ -293,7 +297,7 @@ def test_extreme_temperatures_stay_finite_in_fp32(name: str, temperature: float,
 @pytest.mark.parametrize("name", EVERY)
 def test_fp32_is_close_to_fp64(name: str) -> None:
     made, batch = built(EVERY[name]), everything(16, dtype=torch.float32)
-    wide = replace(batch, **{part: getattr(batch, part).double() for part in ("queries", "documents", "negatives")})
+    wide = changed(batch, Tensor.double)
     value, expected = copy.deepcopy(made)(batch), of(copy.deepcopy(made).double(), wide)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(expected, rel=1e-5)
@@ -308,13 +312,13 @@ def test_fp32_is_close_to_fp64(name: str) -> None:
 def test_16_bit_vectors_give_an_fp32_loss(name: str, dtype: torch.dtype) -> None:
     # Coordinates of +-1 in 64 dimensions: unit vectors without rounding, so that only the arithmetic is compared.
     made, batch = built(EVERY[name], 64), everything(16, dim=64)
-    signs = {part: getattr(batch, part).sign() for part in ("queries", "documents", "negatives")}
-    narrow = replace(batch, **{part: rows.to(dtype) for part, rows in signs.items()})
-    value, expected = copy.deepcopy(made)(narrow), of(copy.deepcopy(made).double(), replace(batch, **signs))
+    signs = changed(batch, Tensor.sign)
+    narrow = changed(signs, lambda rows: rows.to(dtype))
+    value, expected = copy.deepcopy(made)(narrow), of(copy.deepcopy(made).double(), signs)
     assert value.dtype == torch.float32
-    assert value.item() == pytest.approx(expected, rel=2e-2 if name == "matryoshka" else 1e-5)
+    assert value.item() == pytest.approx(expected, rel=2e-2 if name in ("matryoshka", "starbucks") else 1e-5)
     for part, gradient in gradients(made, narrow).items():
-        assert gradient.dtype == (dtype if part in signs else torch.float32)
+        assert gradient.dtype == (dtype if part in ("queries", "documents", "negatives") else torch.float32)
         assert gradient.isfinite().all()
 
 
@@ -346,7 +350,12 @@ def test_a_block_without_a_name_is_infonce() -> None:
 def test_a_config_says_what_its_batches_need() -> None:
     needs = {name: from_mapping(Run, {"loss": block}).loss.needs for name, block in EVERY.items()}
     needed = {name: set(fields) for name, fields in needs.items() if fields}
-    assert needed == {"gist_embed": {"guide"}, "class_proxies": {"labels"}, "rzenembed": {"tasks"}}
+    assert needed == {
+        "gist_embed": {"guide"},
+        "class_proxies": {"labels"},
+        "rzenembed": {"tasks"},
+        "starbucks": {"exits"},
+    }
     wrapped = from_mapping(Run, {"loss": inside(EVERY["gist_embed"], FOCAL, MATRYOSHKA)})
     assert wrapped.loss.needs == {"guide"}
     assert not from_mapping(Run, {"loss": {"name": "rzenembed", "tasks": 1}}).loss.needs

@@ -11,7 +11,7 @@ from rayemb.parallel import ExchangeError
 from tests.losses.common import EVERY, built, everything, exact, gradients, vectors
 
 INNER: dict[str, Any] = {"temperature": 0.2}
-INSIDE = [name for name in EVERY if name not in ("class_proxies", "cross_batch_memory", "matryoshka")]
+INSIDE = [name for name in EVERY if name not in ("class_proxies", "cross_batch_memory", "matryoshka", "starbucks")]
 
 
 def of(*dims: int, loss: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:

@@ -174,8 +174,8 @@ def test_what_does_not_fit_is_said(place: Path, tmp_path: Path) -> None:
         mine(settings(place, index=str(tmp_path / "index")), corpus, str(tmp_path / "b"))
     with pytest.raises(ModelError, match="not a cross-encoder"):
         CrossEncoder(str(tmp_path))
-    with pytest.raises(ClusterError, match=r"mining .* needs 5\.5 CPUs and the cluster has 4"):
-        mine(settings(place, workers=3), corpus, str(tmp_path / "c"))
+    with pytest.raises(ClusterError, match=r"mine_negatives .* needs 5 CPUs and the cluster has 4"):
+        mine(settings(place, workers=4), corpus, str(tmp_path / "c"))
 
 
 def test_the_stage_uses_the_runs_model_and_index(place: Path, tmp_path: Path) -> None:

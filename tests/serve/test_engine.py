@@ -130,7 +130,7 @@ class Spread:
 
     def __init__(self, world: World, deadline_s: float = 0.3) -> None:
         manifest, config = load_manifest(world.index_uri), ServeConfig()
-        self.embedder = Handle(Embedder(world.model_uri, manifest.model_digest, config))
+        self.embedder = Handle(Embedder(world.model_uri, manifest.model_digest, config, "image"))
         self.shards = [Handle(ShardServer(world.index_uri, manifest, i, config)) for i in range(2)]
         self.engine = SpreadEngine(manifest, self.embedder, self.shards, deadline_s)
 
@@ -202,7 +202,7 @@ def test_a_dead_shard_is_named_within_the_deadline_and_then_not_waited_for(world
 
 def test_embedder_refuses_a_model_that_changed(world: World) -> None:
     with pytest.raises(ValueError, match="has changed"):
-        Embedder(world.other_model_uri, str(world.model.digest), ServeConfig())
+        Embedder(world.other_model_uri, str(world.model.digest), ServeConfig(), "image")
 
 
 def test_shards_are_those_of_the_index(world: World) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rayemb.config import load
 from rayemb.data import Corpus, CorpusError
@@ -91,8 +92,16 @@ def test_rows_of_two_corpora_in_a_batch_with_a_temperature_of_each(
         "zero_stage=3",
         "precision=fp16",
         "checkpoint_activations=true",
+        "adapters={name: lora, rank: 2}",
     ]
-    history = run(tmp_path, corpora["images"], *mixed).info["training"]
+    model = run(tmp_path, corpora["images"], *mixed)
+    history = model.info["training"]
+    # Saved as plain weights, with the adapters in them.
+    assert model.info["adapters"] == load(TrainConfig, None, mixed[-1:]).model_dump()["adapters"]
+    start = Model.create(load(TrainConfig, None, QUICK).model, model.tokenizer, 0).network.state_dict()
+    moved = {name for name, value in start.items() if not torch.allclose(model.network.state_dict()[name], value)}
+    assert {"text.blocks.0.qkv.weight", "text_projection.weight"} <= moved
+    assert not {"text.tokens.weight", "text.positions", "text.norm.weight", "text.blocks.0.qkv.bias"} & moved
     assert len(history) == 8
     # The scale of the loss starts too high: such steps are left out, and have no norm.
     norms = [row["gradient_norm"] for row in history]
@@ -138,6 +147,9 @@ def test_corpora_that_cannot_be_trained_on_are_refused(
     both = "corpora={a: {}, b: {uri: '" + corpora["pairs"].uri + "'}}"
     with pytest.raises(TrainError, match="image_text and text_pair cannot share a batch"):
         run(tmp_path, corpora["images"], both, "mix.batches=mixed")
+    with pytest.raises(TrainError, match="no dropout to tell the two apart") as caught:
+        run(tmp_path, corpora["images"], "corpora.main.identical=true")
+    assert caught.value.where == "train.corpora.main.identical"
     with pytest.raises(CorpusError, match="no split 'test'"):
         run(tmp_path, corpora["images"], "corpora.main.split=test")
     with pytest.raises(RayembError, match=r"train\.parameters\[0\]\.pattern: no parameter matches 'imgae'"):

@@ -1,8 +1,10 @@
 """Micro-batches of pairs, and the objective as the engine sees it."""
 
+import pytest
 import torch
 
-from rayemb.losses import InfoNCEConfig
+from rayemb.errors import RayembError
+from rayemb.losses import InfoNCEConfig, StarbucksConfig
 from rayemb.models import ConvNetConfig, TextTransformerConfig, TwoTower, TwoTowerConfig
 from rayemb.parallel import Alone, gradient_cache
 from rayemb.train.objective import Objective, micro_batches, trimmed
@@ -61,3 +63,56 @@ def test_micro_batches_of_real_towers_have_the_gradient_of_the_whole_batch() -> 
         torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
         for name, gradient in whole_gradients.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12, msg=name)
+
+
+def starbucks(*sizes: tuple[int, int], depth: int = 3) -> Objective:
+    torch.manual_seed(0)
+    text = MODEL.text.model_copy(update={"depth": depth})
+    loss = StarbucksConfig(sizes=sizes, loss=InfoNCEConfig(temperature=0.1)).build(16)
+    return Objective(TwoTower(MODEL.model_copy(update={"image": None, "text": text}), 50), loss).double()
+
+
+def texts() -> dict[str, torch.Tensor]:
+    tokens = batch()["tokens"]
+    more = {"negative_tokens": tokens[:4].flip(0), "negative_counts": torch.tensor([2, 0, 0, 1, 0, 0, 1, 0])}
+    return {"query_tokens": tokens.flip(0), "tokens": tokens, "keys": torch.arange(8), **more}
+
+
+def test_sizes_have_the_gradient_of_the_whole_batch_in_micro_batches() -> None:
+    gradients = []
+    for rows in (None, 3):
+        module = starbucks((1, 4), (2, 8), (3, 16))
+        parts, whole = micro_batches(texts(), rows=rows, tokens=None)
+        value = gradient_cache(
+            module,
+            parts,
+            lambda encoded, module=module, whole=whole: module.share(encoded, whole, Alone()),
+            lambda scalar, last: scalar.backward(),
+        )
+        gradients.append((value, {name: p.grad for name, p in module.named_parameters()}))
+    (expected, wanted), (value, found) = gradients
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12, msg=name)
+
+
+def test_a_size_is_what_the_model_is_when_it_is_cut_to_it() -> None:
+    module, mine = starbucks((1, 4), (3, 16)), texts()
+    rows = module(mine).rows
+    assert sorted(rows) == ["documents", "documents@1", "negatives", "negatives@1", "queries", "queries@1"]
+    assert sorted(module.eval()(mine).rows) == ["documents", "negatives", "queries"]
+    small = starbucks((1, 4), (3, 16)).network.text
+    small.blocks = small.blocks[:1]
+    module.network.text = small
+    torch.testing.assert_close(rows["documents@1"], module.network.encode_text(mine["tokens"]))
+    # Layers above a size have no gradient from it, nor have coordinates beyond it.
+    module = starbucks((1, 4), (3, 16)).train()
+    module(mine).rows["documents@1"][:, :4].sum().backward()
+    assert all(p.grad is None for block in module.network.text.blocks[1:] for p in block.parameters())
+    assert all(p.grad is not None for p in module.network.text.blocks[0].parameters())
+
+
+def test_sizes_of_another_depth_are_refused() -> None:
+    with pytest.raises(RayembError, match="the last size has 3 layers and the text tower 2") as caught:
+        starbucks((1, 4), (3, 16), depth=2)
+    assert caught.value.where == "train.loss.sizes"

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rayemb.config import load
-from rayemb.losses import InfoNCEConfig
 from rayemb.models import TwoTower
 from rayemb.parallel import Alone, exchange_named, mean_over_ranks
 from rayemb.train.activations import checkpoint_blocks
@@ -36,6 +35,7 @@ BASE = [
     "schedule={name: wsd, warmup_steps: 2}",
     "optimizer={name: adamw, learning_rate: 1e-2, eps: 1e-5}",
     "gradient_clipping=0.2",
+    "loss={name: infonce, temperature: 0.1}",
 ]
 # The image tower locked, as in LiT; the text tower learns by layers, its projection slower.
 RECIPE = [
@@ -76,6 +76,7 @@ RECIPES = [Case("recipe", stage, tuple(RECIPE)) for stage in (0, 1, 2, 3)]
 OTHERS = [
     Case("lamb", 0, ("optimizer={name: lamb, learning_rate: 1e-2}",)),
     Case("lars", 0, ("optimizer={name: lars, learning_rate: 3.0}",)),
+    Case("starbucks", 3, ("loss={name: starbucks, sizes: [[1, 8], [2, 16]], loss: {temperature: 0.1}}",)),
     Case("muon", 0, ("optimizer={name: muon, learning_rate: 1e-2, eps: 1e-5}",)),
 ]
 HALF = [Case("fp16", stage, ("precision=fp16", "steps=8", "optimizer.eps=1e-3", *RECIPE)) for stage in (1, 2, 3)]
@@ -91,7 +92,7 @@ def objective(case: Case) -> Objective:
     config = case.config.model
     text = config.text.model_copy(update={"dropout": case.dropout})
     network = TwoTower(config.model_copy(update={"text": text}), VOCAB).train()
-    return Objective(network, InfoNCEConfig(temperature=0.1).build(config.dim))
+    return Objective(network, case.config.loss.build(config.dim))
 
 
 def batch(step: int) -> Values:

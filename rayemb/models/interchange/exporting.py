@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import Literal
 
 from rayemb.models.bundle import Model
+from rayemb.models.errors import ModelError
 from rayemb.models.interchange import onnx_graphs, sentence_transformers, tensors
 from rayemb.models.interchange.directory import publish, require_free
 
@@ -24,6 +25,12 @@ def export(model: Model, out: str, format: ExportFormat = "sentence-transformers
     Raises ModelError if the format cannot express the model, or something is there already.
     """
     require_free(out)
+    if model.network.config.text.context is not None and format != "safetensors":
+        raise ModelError(
+            f"{format} cannot express how texts beyond the trained positions are read",
+            where="model.text.context",
+            fix="export the model that it was made of",
+        )
     kind = FORMATS[format]
     files = kind.files(model)
     publish(out, files, kind.MAIN)

@@ -62,8 +62,11 @@ def open_tasks(config: EvaluationConfig, entries: Mapping[str, CorpusEntry]) -> 
         if config.tasks is None and task.split not in corpus.splits:
             logger.warning("the corpus has no split %r: no evaluation during training", task.split)
             continue
+        if config.tasks is None and entry.identical and corpus.kind != "text_pair":
+            logger.warning("texts paired with themselves have nothing to find: no evaluation during training")
+            continue
         changes: dict[str, Any] = {"split": task.split, "main_caption": 1.0, "hard_negatives": 0}
-        changes |= {"sampler": ShuffledConfig(), "fraction": 1.0}
+        changes |= {"sampler": ShuffledConfig(), "fraction": 1.0, "identical": False}
         for prefix in ("query_prefix", "text_prefix"):
             if getattr(task, prefix) is not None:
                 changes[prefix] = getattr(task, prefix)
