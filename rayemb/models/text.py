@@ -24,6 +24,9 @@ class TextTransformerConfig(TextTowerConfig):
     heads: int = Field(4, gt=0, description="attention heads; divides width")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over E")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, on attention and MLP outputs")
+    drop_heads: float = Field(
+        0.0, ge=0, lt=1, description="probability of an attention head to be left out of a text (drophead, Mirror-BERT)"
+    )
     causal: bool = Field(False, description="whether a token sees only those before it, as in a decoder")
 
     @model_validator(mode="after")
@@ -41,6 +44,17 @@ class TextTransformerConfig(TextTowerConfig):
         return TextTransformer(self, vocab_size, max_length)
 
 
+def heads_dropped(attended_BHLE: Tensor, probability: float) -> Tensor:
+    """What heads attend to, `(B, H, L, E)`, some heads of each text at zero and the others H / kept times as large.
+
+    One head is always kept (Zhou et al., Scheduled DropHead, 2020; as Mirror-BERT uses it).
+    """
+    drawn_BH = torch.rand(attended_BHLE.shape[:2], device=attended_BHLE.device)
+    kept_BH = (drawn_BH >= probability) | (drawn_BH == drawn_BH.amax(1, keepdim=True))
+    scale_BH = kept_BH * kept_BH.shape[1] / kept_BH.sum(1, keepdim=True)
+    return attended_BHLE * scale_BH[..., None, None].to(attended_BHLE.dtype)
+
+
 class _Block(nn.Module):
     def __init__(self, config: TextTransformerConfig) -> None:
         super().__init__()
@@ -50,12 +64,14 @@ class _Block(nn.Module):
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.drop_heads = nn.Dropout(config.dropout), config.drop_heads
 
     def forward(self, x_BLE: Tensor, mask_B1LL: Tensor) -> Tensor:
         B, L, E = x_BLE.shape
         q, k, v = self.qkv(self.norm_attention(x_BLE)).view(B, L, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1LL, scale=self.scale)
+        if self.training and self.drop_heads:
+            attended = heads_dropped(attended, self.drop_heads)
         x_BLE = x_BLE + self.dropout(self.out(attended.transpose(1, 2).reshape(B, L, E)))
         hidden = F.gelu(self.up(self.norm_mlp(x_BLE)))
         out: Tensor = x_BLE + self.dropout(self.down(hidden))

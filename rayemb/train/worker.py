@@ -138,6 +138,8 @@ def _train(job: Job, pulse: Pulse) -> dict[str, Any]:
     with _weights(engine, objective, config):
         weights = full_state(engine, objective.network, config.zero_stage)
     if weights is not None:
+        if config.precision != "fp32":
+            weights |= _frozen(objective, config, job.tokenizer)
         if stopping:
             job.info["best"] = {**stopping.info, "stopped_early": over}
         _save(job, weights, history, objective.temperature)
@@ -152,6 +154,13 @@ def create_objective(config: TrainConfig, tokenizer: TextTokenizer) -> Objective
     if config.adapters is not None:
         add_adapters(model.network, config.adapters, config.seed)
     return objective.train()
+
+
+def _frozen(objective: Objective, config: TrainConfig, tokenizer: TextTokenizer) -> dict[str, torch.Tensor]:
+    """The weights that are not trained as they were given: the engine has rounded them to 16 bits."""
+    frozen = [name for name, parameter in objective.network.named_parameters() if not parameter.requires_grad]
+    given = create_objective(config, tokenizer).network.state_dict() if frozen else {}
+    return {name: given[name] for name in frozen}
 
 
 def _weights(engine: Any, objective: Objective, config: TrainConfig) -> contextlib.AbstractContextManager[None]:

@@ -6,6 +6,7 @@ import torch
 from rayemb.config import ConfigError, from_mapping
 from rayemb.models import PADDING, TextTransformer, TextTransformerConfig
 from rayemb.models.pooling.base import masked_mean
+from rayemb.models.text import heads_dropped
 
 CONFIG = TextTransformerConfig(width=32, depth=2, heads=4)
 
@@ -95,6 +96,32 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(network(ids)[0], network(ids)[0])
     network.train()
     assert not torch.equal(network(ids)[0], network(ids)[0])
+
+
+def test_heads_are_dropped_in_training_only() -> None:
+    network = TextTransformer(CONFIG.model_copy(update={"drop_heads": 0.4}), vocab_size=50, max_length=12).eval()
+    network.load_state_dict(tower().state_dict())
+    ids = torch.randint(1, 50, (2, 6))
+    assert torch.equal(network(ids)[0], tower()(ids)[0])
+    network.train()
+    assert not torch.equal(network(ids)[0], network(ids)[0])
+
+
+def test_the_heads_that_are_kept_make_up_for_the_others() -> None:
+    torch.manual_seed(0)
+    ones = torch.ones(4000, 4, 3, 2)
+    assert torch.equal(heads_dropped(ones, 0.0), ones)
+    found = heads_dropped(ones, 0.3)
+    assert torch.equal(found, found[..., :1, :1].expand_as(found))  # a head is dropped of a whole text
+    kept = (found[..., 0, 0] > 0).sum(1)
+    assert kept.min() == 1
+    torch.testing.assert_close(found.sum(1), ones.sum(1))
+    for number in range(1, 5):
+        values = found[kept == number]
+        torch.testing.assert_close(values[values > 0].unique(), torch.tensor([4 / number]))
+    # All four fail with probability 0.0081; then one stays.
+    assert kept.float().mean().item() == pytest.approx(4 * 0.7 + 0.3**4, abs=0.06)
+    assert (heads_dropped(ones, 0.999) > 0).any(1).all()
 
 
 def test_all_parameters_learn() -> None:

@@ -99,7 +99,8 @@ def test_rows_of_two_corpora_in_a_batch_with_a_temperature_of_each(
     # Saved as plain weights, with the adapters in them.
     assert model.info["adapters"] == load(TrainConfig, None, mixed[-1:]).model_dump()["adapters"]
     start = Model.create(load(TrainConfig, None, QUICK).model, model.tokenizer, 0).network.state_dict()
-    moved = {name for name, value in start.items() if not torch.allclose(model.network.state_dict()[name], value)}
+    # What is frozen is as it was to the last bit, though the engine had it in fp16.
+    moved = {name for name, value in start.items() if not torch.equal(model.network.state_dict()[name], value)}
     assert {"text.blocks.0.qkv.weight", "text_projection.weight"} <= moved
     assert not {"text.tokens.weight", "text.positions", "text.norm.weight", "text.blocks.0.qkv.bias"} & moved
     assert len(history) == 8
