@@ -1,4 +1,4 @@
-"""What one step computes: the towers, the exchange between ranks, and the loss of one process with everything."""
+"""What a step of contrastive learning computes (Oord et al., 2018): the towers, the exchange, one process's loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ class ObjectiveConfig(Config, ABC):
 
 
 class ContrastiveConfig(ObjectiveConfig):
-    """Pairs are told from other pairs, by `train.loss` (Oord et al., 2018)."""
+    """Pairs are told from other pairs, by `train.loss`."""
 
     name: Literal["contrastive"] = "contrastive"
 
