@@ -25,13 +25,22 @@ from torch import Tensor, nn
 from rayemb.models import Model, image_tensor
 
 
+class AnyName(type):
+    """Of classes that have whatever is asked of them."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
 class Anything(types.ModuleType):
     """A stand-in for torchvision, of which there is no CPU build: open_clip imports it and this loop never calls it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return AnyName(name, (), {})
 
 
 def without_torchvision() -> None:
@@ -85,6 +94,8 @@ def open_clip(spec: dict[str, Any], rank: int, world: int) -> None:
     without_torchvision()
     theirs = [importlib.import_module(f"open_clip_train.{name}") for name in ("data", "scheduler", "train")]
     loader, scheduler, loop = theirs
+    # Its own knows webdataset 0.2 only; this is what that one does.
+    loader.tarfile_to_samples_nothrow = importlib.import_module("webdataset").tarfile_to_samples()
 
     model = Model.load(spec["init"])
     tokenizer, length = model.tokenizer, spec["context_length"]

@@ -1,6 +1,6 @@
 """rayemb's trainer beside open_clip's loop and sentence-transformers' trainer: pairs/s, memory, quality.
 
-    pip install --no-deps open_clip_torch==3.3.0 accelerate==1.15.0 simple-icd-10-cm==1.5.0
+    pip install --no-deps open_clip_torch==3.3.0 accelerate==1.15.0 ftfy wcwidth simple-icd-10-cm==1.5.0
     python jobs/bench/trainer.py images FOLDER --rounds 5 --steps 120           # speed and memory, ~15 minutes
     python jobs/bench/trainer.py texts FOLDER --rounds 5 --steps 60
     python jobs/bench/trainer.py images FOLDER --quality --seeds 3 --steps 400  # also what the models are worth
