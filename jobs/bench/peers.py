@@ -92,7 +92,7 @@ def picture(size: int, image: Any) -> Tensor:
 def open_clip(spec: dict[str, Any], rank: int, world: int) -> None:
     """Trains and saves; rank 0 writes when each step began."""
     without_torchvision()
-    theirs = [importlib.import_module(f"open_clip_train.{name}") for name in ("data", "scheduler", "train")]
+    theirs: list[Any] = [importlib.import_module(f"open_clip_train.{name}") for name in ("data", "scheduler", "train")]
     loader, scheduler, loop = theirs
     # Its own knows webdataset 0.2 only; this is what that one does.
     loader.tarfile_to_samples_nothrow = importlib.import_module("webdataset").tarfile_to_samples()
