@@ -57,6 +57,11 @@ class Member:
     groups: Sequence[RowGroup]
     limits: ImageLimits
 
+    @property
+    def rows(self) -> int:
+        """Of all row groups."""
+        return sum(group.rows for group in self.groups)
+
 
 @dataclass(frozen=True)
 class DecodeSettings:

@@ -343,7 +343,7 @@ def _tokenizer(members: Sequence[Member], config: TrainConfig) -> TextTokenizer:
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")  # type: ignore[untyped-decorator]
 def _texts(member: Member) -> list[str]:
     """The texts of at most `TOKENIZER_ROWS` rows: of all row groups, or of every n-th."""
-    stride = -(-sum(group.rows for group in member.groups) // TOKENIZER_ROWS)
+    stride = -(-member.rows // TOKENIZER_ROWS)
     texts: list[str] = []
     for group in member.groups[:: max(1, stride)]:
         table = read_row_group(group, ["query", "texts"])

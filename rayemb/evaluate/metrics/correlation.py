@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from rayemb.evaluate.metrics.errors import MetricError
 
@@ -31,6 +30,8 @@ def correlation(similarities: NDArray[np.float64], scores: NDArray[np.float64]) 
         raise MetricError(f"{bad:,} of {len(x_N):,} pairs hold NaN or infinity", where="scores")
     if np.ptp(x_N) < CONSTANT or np.ptp(y_N) == 0:
         return Correlation(float("nan"), float("nan"))
+    from scipy import stats  # 0.6 s, and every worker of a training imports this module
+
     return Correlation(_pearson(stats.rankdata(x_N), stats.rankdata(y_N)), _pearson(x_N, y_N))
 
 

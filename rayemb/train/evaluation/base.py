@@ -30,7 +30,7 @@ QUERY_SIDE, DOCUMENT_SIDE = {"pixels", "query_tokens", "query_skips"}, {"tokens"
 WATCHED = ("rankme", "uniformity", "alignment")
 
 
-class TaskConfig(Config):
+class TaskConfig(Config, ABC):
     """A task: which rows it looks at."""
 
     corpus: str | None = Field(None, description="one of train.corpora; null: the first")
@@ -47,13 +47,13 @@ class TaskConfig(Config):
         return self
 
     @property
+    @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of what it reports."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, member: Member, where: str) -> "Task":
         """The task as workers get it. Raises a RayembError at `where` for a corpus that it cannot be done on."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

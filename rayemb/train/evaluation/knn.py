@@ -33,7 +33,7 @@ class KNNConfig(TaskConfig):
 
     def prepare(self, member: Member, where: str) -> "KNN":
         """The task as workers get it."""
-        return KNN(self, member, min(self.rows, sum(group.rows for group in member.groups)))
+        return KNN(self, member, min(self.rows, member.rows))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class RetrievalConfig(TaskConfig):
 
     def prepare(self, member: Member, where: str) -> "Retrieval":
         """The task as workers get it."""
-        return Retrieval(self, member, min(self.rows, sum(group.rows for group in member.groups)))
+        return Retrieval(self, member, min(self.rows, member.rows))
 
 
 @dataclass(frozen=True)

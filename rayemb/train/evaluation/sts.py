@@ -28,7 +28,7 @@ class STSConfig(TaskConfig):
         """The task as workers get it. Raises RayembError without pairs of texts or without scores."""
         if member.kind != "text_pair":
             raise RayembError(f"sts needs pairs of texts, not {member.kind}", where=where, fix="name such a corpus")
-        rows = min(self.rows, sum(group.rows for group in member.groups))
+        rows = min(self.rows, member.rows)
         scores = np.full(rows, np.nan)
         for group in member.groups:
             if group.first < rows:

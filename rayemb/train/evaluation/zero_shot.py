@@ -48,7 +48,7 @@ class ZeroShotConfig(TaskConfig):
             table = read_row_group(group, ["concept_key", "concept"])
             names |= dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
         keys = sorted(names)
-        rows = min(self.rows, sum(group.rows for group in member.groups))
+        rows = min(self.rows, member.rows)
         return ZeroShot(self, member, rows, [names[key] for key in keys], np.array(keys, dtype=np.int64))
 
 

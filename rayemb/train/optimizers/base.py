@@ -1,10 +1,12 @@
 """What every optimizer's config says, and where its arithmetic is the paper's."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from rayemb.config import Config
 
@@ -27,6 +29,22 @@ class OptimizerConfig(Config, ABC):
     @abstractmethod
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         """The optimizer of these parameter groups, each with its own `weight_decay`."""
+
+
+class MatrixOptimizer(torch.optim.Optimizer, ABC):
+    """An optimizer that moves each parameter on its own."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One step on the gradients there are."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._move(weight, weight.grad, group)
+
+    @abstractmethod
+    def _move(self, weight: Tensor, gradient: Tensor, group: Group) -> None:
+        """Moves one parameter by its gradient."""
 
 
 def by_layer(group: Group) -> bool:

@@ -1,14 +1,13 @@
 """LAMB: Adam's direction, each matrix moved in proportion to its norm (You et al., 2020)."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from rayemb.train.optimizers.adamw import Beta
-from rayemb.train.optimizers.base import Group, OptimizerConfig, by_layer
+from rayemb.train.optimizers.base import Group, MatrixOptimizer, OptimizerConfig, by_layer
 
 
 class LAMBConfig(OptimizerConfig):
@@ -25,7 +24,7 @@ class LAMBConfig(OptimizerConfig):
         return LAMB(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
 
 
-class LAMB(torch.optim.Optimizer):
+class LAMB(MatrixOptimizer):
     """Algorithm 2 of the paper with bias correction and the identity as its scaling function.
 
     A matrix whose norm, or whose update's, is zero moves at the plain rate; so do groups with `matrices: False`.
@@ -33,14 +32,6 @@ class LAMB(torch.optim.Optimizer):
 
     def __init__(self, groups: list[Group], *, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step on the gradients there are."""
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._move(weight, weight.grad, group)
 
     def _move(self, weight: Tensor, gradient: Tensor, group: Group) -> None:
         state, (beta, beta_square) = self.state[weight], group["betas"]

@@ -1,13 +1,12 @@
 """LARS: momentum SGD whose rate is set for each matrix by the norms of weight and gradient (You et al., 2017)."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from rayemb.train.optimizers.base import Group, OptimizerConfig, by_layer
+from rayemb.train.optimizers.base import Group, MatrixOptimizer, OptimizerConfig, by_layer
 
 
 class LARSConfig(OptimizerConfig):
@@ -26,7 +25,7 @@ class LARSConfig(OptimizerConfig):
         return LARS(groups, lr=self.learning_rate, momentum=self.momentum, trust=self.trust)
 
 
-class LARS(torch.optim.Optimizer):
+class LARS(MatrixOptimizer):
     """Algorithm 1 of the paper; the momentum holds the rate, as there.
 
     A matrix whose norm, or whose gradient's, is zero moves at the plain rate; so do groups with `matrices: False`.
@@ -34,14 +33,6 @@ class LARS(torch.optim.Optimizer):
 
     def __init__(self, groups: list[Group], *, lr: float, momentum: float, trust: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step on the gradients there are."""
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._move(weight, weight.grad, group)
 
     def _move(self, weight: Tensor, gradient: Tensor, group: Group) -> None:
         state, decay = self.state[weight], group["weight_decay"]

@@ -48,12 +48,12 @@ class Sink(ABC):
         """After the last row."""
 
 
-class SinkConfig(Config):
+class SinkConfig(Config, ABC):
     """Base of the configs of sinks."""
 
+    @abstractmethod
     def build(self) -> Sink:
         """The sink. Raises SinkError where its package is not installed."""
-        raise NotImplementedError
 
 
 def require(package: str, name: str) -> None:
