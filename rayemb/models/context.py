@@ -122,7 +122,7 @@ class LongContext(nn.Module):
             )
         if self.learned:
             name, table = tables[0]
-            self.before = 0 if table.padding_idx is None else table.padding_idx + 1
+            self.before = _before(table)
             if config.mode == "interpolated":
                 model.set_submodule(name, StretchedTable(table, self.before))
         elif config.mode == "ntk":
@@ -143,9 +143,20 @@ def trained_positions(model: Any, settings: Any) -> int | None:
     """How many positions a network of `transformers` was made for; None if nothing says it."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and _is_positions(name):
-            return int(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+            return int(module.num_embeddings - _before(module))
     found = getattr(settings, "max_position_embeddings", None)
     return None if found is None else int(found)
+
+
+def first_position(model: Any) -> int:
+    """What a network of `transformers` calls the position of a text's first token."""
+    tables = (m for n, m in model.named_modules() if isinstance(m, nn.Embedding) and _is_positions(n))
+    return max((_before(table) for table in tables), default=0)
+
+
+def _before(table: nn.Embedding) -> int:
+    """Rows of a table of positions before the one of a text's first token."""
+    return 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 def _is_positions(name: str) -> bool:

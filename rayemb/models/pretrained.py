@@ -11,13 +11,16 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from rayemb import storage
-from rayemb.models.context import LongContext, trained_positions
+from rayemb.models.context import LongContext, first_position, trained_positions
 from rayemb.models.errors import ModelError
+from rayemb.models.packing import pack
 from rayemb.models.tokenizer import PADDING
 from rayemb.models.towers import TextTower, TextTowerConfig
 
 # What networks of the library call the norm behind their last layer; those with norms after each part have none.
 LAST_NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "emb_layer_norm_after")
+# Those that take any mask and any positions. Others look at tokens nearby (`sliding_window`) or count positions.
+PACKS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "llama", "mistral", "qwen2", "qwen3")
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
 
@@ -86,7 +89,7 @@ class PretrainedText(TextTower):
                 where="model.text",
                 fix="use the tokenizer of the network: model.tokenizer.name=pretrained",
             )
-        self.longest = trained_positions(self.model, settings)
+        self.longest, self._first_position = trained_positions(self.model, settings), first_position(self.model)
         self.context = None
         if config.context is not None:
             trained = config.context.trained or self.longest
@@ -112,6 +115,8 @@ class PretrainedText(TextTower):
             self.causal = False
         if config.attention_temperature != 1.0:
             _soften(self.model, config.attention_temperature)
+        sliding = getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True)
+        self.packs = settings.model_type in PACKS and not sliding
         self._padding = settings.pad_token_id if settings.pad_token_id is not None else 0
 
     @property
@@ -131,18 +136,24 @@ class PretrainedText(TextTower):
 
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)`; of every layer but the embeddings where they are asked for."""
-        real_BL = ids_BL != PADDING
         more = self.context.inputs(ids_BL) if self.context is not None else {}
-        if more and "token_type_ids" in inspect.signature(self.model.forward).parameters:
-            # Left out, they come from a buffer that is as long as the positions.
-            more["token_type_ids"] = torch.zeros_like(ids_BL)
+        packed = pack(ids_BL) if self.packs and not more else None
+        if packed is not None:
+            more["position_ids"] = packed.positions + self._first_position
+            ids, mask = packed.ids, packed.mask(causal=self.causal)
+        else:
+            ids, mask = ids_BL, (ids_BL != PADDING).long()
+            if more and "token_type_ids" in inspect.signature(self.model.forward).parameters:
+                # Left out, they come from a buffer that is as long as the positions.
+                more["token_type_ids"] = torch.zeros_like(ids_BL)
         found = self.model(
-            input_ids=ids_BL.masked_fill(~real_BL, self._padding),
-            attention_mask=real_BL.long(),
+            input_ids=ids.masked_fill(ids == PADDING, self._padding),
+            attention_mask=mask,
             output_hidden_states=every_layer,
             **more,
         )
-        return list(found.hidden_states[1:]) if every_layer else [found.last_hidden_state]
+        states = list(found.hidden_states[1:]) if every_layer else [found.last_hidden_state]
+        return states if packed is None else [packed.unpacked(state) for state in states]
 
     def load(self, source: str) -> None:
         """The weights of a directory. Raises ModelError if some are missing, naming them."""

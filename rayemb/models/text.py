@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from rayemb.models.context import interpolated, positions
 from rayemb.models.errors import ModelError
+from rayemb.models.packing import pack
 from rayemb.models.tokenizer import PADDING
 from rayemb.models.towers import TextTower, TextTowerConfig
 
@@ -98,6 +99,7 @@ class TextTransformer(TextTower):
         self.positions = nn.Parameter(torch.empty(self._trained, config.width))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
+        self.packs, self._drop_heads = True, config.drop_heads > 0
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
 
@@ -113,17 +115,24 @@ class TextTransformer(TextTower):
 
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)` in the compute dtype."""
-        real_BL = ids_BL != PADDING
-        x = self.tokens(ids_BL.clamp(min=0)) + self._positions(ids_BL)
-        mask = real_BL[:, None, None, :]
-        if self.causal:
-            mask = mask & torch.ones(mask.shape[-1], mask.shape[-1], dtype=torch.bool, device=mask.device).tril()
+        long = self.context is not None and ids_BL.shape[1] > self._trained
+        # Heads are left out of a text and not of a row.
+        packed = pack(ids_BL) if self.packs and not long and not (self.training and self._drop_heads) else None
+        if packed is None:
+            x = self.tokens(ids_BL.clamp(min=0)) + self._positions(ids_BL)
+            mask = (ids_BL != PADDING)[:, None, None, :]
+            if self.causal:
+                mask = mask & torch.ones(mask.shape[-1], mask.shape[-1], dtype=torch.bool, device=mask.device).tril()
+        else:
+            x = self.tokens(packed.ids.clamp(min=0)) + F.embedding(packed.positions, self.positions)
+            mask = packed.mask(causal=self.causal)
         states = []
         for block in self.blocks:
             x = block(x, mask)
             states.append(x)
         states[-1] = self.norm(x)
-        return states if every_layer else states[-1:]
+        wanted = states if every_layer else states[-1:]
+        return wanted if packed is None else [packed.unpacked(state) for state in wanted]
 
     def _positions(self, ids_BL: Tensor) -> Tensor:
         """What is added for the places of the tokens, `(L, E)` or `(B, L, E)`."""

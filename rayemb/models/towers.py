@@ -15,13 +15,15 @@ class TextTower(nn.Module, ABC):
     """Token ids to the states of its layers.
 
     features: width E of the states. layers: how many it has. causal: whether a token sees only those before it.
-    longest: how many positions it was made for; None if nothing says.
+    longest: how many positions it was made for; None if nothing says. packs: whether texts of one length or another
+    cost what their tokens cost, in one call, rather than what the longest does.
     """
 
     features: int
     layers: int
     causal: bool
     longest: int | None
+    packs: bool = False
 
     @property
     @abstractmethod

@@ -47,9 +47,16 @@ def set_rates(engine: Any, config: TrainConfig, step: int) -> float:
     return rate
 
 
+# Gradients sent at once, in entries, where cores send them: what lies in the cache is sent from there, and a table of
+# tokens, larger than that, is not copied (a step of MiniLM: 0.77 s, with DeepSpeed's 5e8 0.85 s).
+CPU_BUCKET = 4_000_000
+
+
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     """What `deepspeed.initialize` gets: every key that has a default which would change the gradient is said."""
     stage: dict[str, Any] = {"stage": config.zero_stage}
+    if not config.gpus_per_worker:
+        stage["reduce_bucket_size"] = CPU_BUCKET
     if config.offload_optimizer:
         if config.zero_stage == 0:
             raise RayembError("stage 0 cannot offload", where="offload_optimizer", fix="use zero_stage 1, 2 or 3")

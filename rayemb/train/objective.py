@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from rayemb.config import Config
 from rayemb.errors import RayembError
@@ -68,21 +69,28 @@ class Objective(nn.Module):
         `skips` and `negative_skips` say.
         """
         rows: dict[str, Tensor] = {}
+        texts = {"documents": (batch["tokens"], batch.get("skips"))}
         if "pixels" in batch:
             rows["queries"] = self.network.encode_image(batch["pixels"])
         else:
-            rows |= self._texts("queries", batch["query_tokens"], batch.get("query_skips"))
-        rows |= self._texts("documents", batch["tokens"], batch.get("skips"))
+            texts["queries"] = (batch["query_tokens"], batch.get("query_skips"))
         if "negative_tokens" in batch:
-            rows |= self._texts("negatives", batch["negative_tokens"], batch.get("negative_skips"))
+            texts["negatives"] = (batch["negative_tokens"], batch.get("negative_skips"))
+        if self.network.text.packs:
+            sizes = [ids.shape[0] for ids, _ in texts.values()]
+            together = [vectors.split_with_sizes(sizes) for vectors in self._texts(*_joined(list(texts.values())))]
+            found = [list(parts) for parts in zip(*together, strict=True)]
+        else:
+            found = [self._texts(ids, skips) for ids, skips in texts.values()]
+        for kind, (*early, last) in zip(texts, found, strict=True):
+            rows |= {kind: last, **{f"{kind}@{n}": vectors for n, vectors in zip(self.exits, early, strict=False)}}
         return Encoded(rows, shared_parameters(self.losses))
 
-    def _texts(self, kind: str, ids: Tensor, skips: Tensor | None) -> dict[str, Tensor]:
-        """The vectors of one kind of texts and, in training, those after fewer layers that a loss wants (`kind@n`)."""
+    def _texts(self, ids: Tensor, skips: Tensor | None) -> list[Tensor]:
+        """The vectors of texts and, in training, before them those after fewer layers that a loss wants (`exits`)."""
         if not (self.exits and self.training):
-            return {kind: self.network.encode_text(ids, skips)}
-        *early, last = self.network.encode_text_exits(ids, skips, [*self.exits, self.network.text.layers])
-        return {kind: last, **{f"{kind}@{n}": rows for n, rows in zip(self.exits, early, strict=True)}}
+            return [self.network.encode_text(ids, skips)]
+        return self.network.encode_text_exits(ids, skips, [*self.exits, self.network.text.layers])
 
     def share(self, encoded: Encoded, batch: Mapping[str, Tensor], exchange: Exchange, progress: float = 0.0) -> Tensor:
         """This rank's share of the loss over the global batch; `batch` as `encoded` has its rows.
@@ -129,6 +137,14 @@ class Objective(nn.Module):
         """The current temperature, the mean over the losses that have one."""
         found = [loss.temperature for loss in self.losses if isinstance(loss, Loss) and loss.temperature is not None]
         return sum(found) / len(found) if found else None
+
+
+def _joined(texts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
+    """Texts of several kinds, `(n, L)` each, and how many tokens of each are not pooled, as if they were one."""
+    longest = max(ids.shape[1] for ids, _ in texts)
+    ids = [functional.pad(ids, (0, longest - ids.shape[1]), value=PADDING) for ids, _ in texts]
+    skips = [ids.new_zeros(ids.shape[0]) if skips is None else skips for ids, skips in texts]
+    return torch.cat(ids), torch.cat(skips)
 
 
 def _exits(loss: nn.Module, layers: int) -> tuple[int, ...]:

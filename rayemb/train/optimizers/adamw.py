@@ -19,4 +19,4 @@ class AdamWConfig(OptimizerConfig):
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         """The optimizer."""
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
