@@ -11,8 +11,9 @@ Modelled, per step and GPU, with W GPUs, P parameters of E bytes, b pairs each, 
     compute    3 F b / (peak * MFU)                         F: operations of a pair's forward
     loss       2 * 3 * 2 W b b D / (peak * loss MFU)        both directions' logits, forward and backward
     gradients  2 (W - 1) / W * P E                          ZeRO 0 to 2: reduce-scatter and all-gather; ZeRO 3: 3 times
-    vectors    3 * 2 (W - 1) b D 4                          gather: all-gather of both sides, and its backward, which is
-                                                            an all-reduce of as much; ring: the same bytes, 1 hop each
+    vectors    2 (W - 1) b D 4                              gather: one side's all-gather, and the reduce-scatter of its
+                                                            gradients; the other side's sums of columns, W b numbers,
+                                                            are nothing beside it. Ring: the same bytes, 1 hop each
 
 Between nodes each GPU has its own network card; of a collective over W > 8 GPUs the slowest link decides. Gradients
 overlap with the backward, down to the last bucket; the exchange of vectors overlaps with nothing: the loss waits.
@@ -66,7 +67,7 @@ def step(towers: Towers, machine: Machine, gpus: int, rows: int) -> dict[str, fl
     loss = 2 * 3 * 2 * gpus * rows * rows * towers.dim / (machine.peak * machine.loss_mfu)
     gradients = 2 * share * towers.parameters * 2 / bandwidth + 2 * gpus * machine.latency
     hidden = min(gradients * (1 - LAST_BUCKET), compute * 2 / 3)
-    vectors = 3 * 2 * (gpus - 1) * rows * towers.dim * 4 / bandwidth + 3 * gpus * machine.latency
+    vectors = 2 * (gpus - 1) * rows * towers.dim * 4 / bandwidth + 3 * gpus * machine.latency
     return {"compute": compute, "loss": loss, "gradients": gradients - hidden, "vectors": vectors}
 
 

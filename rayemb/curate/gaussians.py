@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import ledoit_wolf
-from sklearn.neighbors import LocalOutlierFactor
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -22,6 +20,8 @@ class ClassGaussian:
 
 def outlier_factors(vectors_ND: Floats, neighbours: int) -> Doubles:
     """The Local Outlier Factor `(N,)` of each row of one class: about 1 inside it, larger for rows that stand apart."""
+    from sklearn.neighbors import LocalOutlierFactor  # half a second, here and below
+
     model = LocalOutlierFactor(n_neighbors=min(neighbours, len(vectors_ND) - 1))
     model.fit(np.asarray(vectors_ND, np.float64))
     factors: Doubles = -model.negative_outlier_factor_
@@ -41,6 +41,8 @@ def class_gaussian(vectors_ND: Floats) -> ClassGaussian:
     rows = np.asarray(vectors_ND, np.float64)
     if len(rows) < 2:
         return ClassGaussian(rows.mean(0), np.zeros((rows.shape[1],) * 2), len(rows))
+    from sklearn.covariance import ledoit_wolf
+
     return ClassGaussian(rows.mean(0), ledoit_wolf(rows)[0], len(rows))
 
 

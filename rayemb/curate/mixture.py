@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.mixture import GaussianMixture
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -45,6 +44,8 @@ def fit_split(losses_N: Floats, *, seed: int) -> Split | None:
     low, span = float(values.min()), float(np.ptp(values))
     if span == 0:
         return None
+    from sklearn.mixture import GaussianMixture  # half a second
+
     # The floor under the variances keeps a Gaussian from closing in on one value.
     mixture = GaussianMixture(2, reg_covar=1e-5, max_iter=200, n_init=2, random_state=seed)
     mixture.fit(((values - low) / span)[:, None])

@@ -99,6 +99,8 @@ def _run(units: list[Any], config: CorpusConfig, uri: str, progress: Progress | 
     def build(batch: dict[str, Any]) -> dict[str, list[Any]]:
         return {"report": [_build_task(int(index), tasks_ref, config, uri) for index in batch["index"]]}
 
+    import ray.data
+
     tasks = _tasks(units, config.shard_rows)
     tasks_ref = ray.put(tasks)
     dataset = ray.data.from_items([{"index": i} for i in range(len(tasks))], override_num_blocks=len(tasks))

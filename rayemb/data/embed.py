@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
 
 from rayemb import storage
 from rayemb.cluster import ClusterError, require_cpus
@@ -199,6 +198,8 @@ def _encode(shards: list[Shard], job: _Job) -> Generator[Record, None, None]:
     """The record of each shard as the encoders finish them, in any order."""
     if not shards:
         return
+    import ray.data
+
     config = job.config
     rows = ray.data.from_items([{"shard": shard.to_json()} for shard in shards], override_num_blocks=len(shards))
     records = rows.map_batches(
@@ -207,7 +208,7 @@ def _encode(shards: list[Shard], job: _Job) -> Generator[Record, None, None]:
         batch_size=1,
         num_cpus=config.cpus_per_worker,
         num_gpus=config.gpus_per_worker or None,
-        compute=ActorPoolStrategy(size=min(config.workers, len(shards))),
+        compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(shards))),
     )
     for row in records.iter_rows():
         yield Record(**json.loads(row["record"]))

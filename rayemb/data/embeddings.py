@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import lance
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -52,6 +51,8 @@ class EmbeddingsTable:
         """The table at `uri`, at `version` or at its newest. Raises NoTableError if there is none, EmbeddingsError
         if it cannot be read or names no model.
         """
+        import lance  # a third of a second, with pandas: not for processes that read no table
+
         uri = storage.normalise(uri)
         try:
             dataset = lance.dataset(uri, version=version, storage_options=storage.lance_options(uri))

@@ -14,11 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import lance
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from lance.fragment import FragmentMetadata, write_fragments
 
 from rayemb import storage
 from rayemb.data.embeddings import EmbeddingsError
@@ -138,6 +136,8 @@ class Ledger:
                 errors.append(error)
                 raise
 
+        from lance.fragment import write_fragments
+
         reader = pa.RecordBatchReader.from_batches(schema, batches())
         options = storage.lance_options(base)
         try:
@@ -194,6 +194,9 @@ class Ledger:
 
     def commit(self, records: Iterable[Record], schema: pa.Schema) -> None:
         """Makes the shards, in this order, the content of the table, as a new version and in one step."""
+        import lance
+        from lance.fragment import FragmentMetadata
+
         fragments = [FragmentMetadata.from_json(json.dumps(part)) for each in records for part in each.fragments]
         options = storage.lance_options(self.table_uri)
         lance.LanceDataset.commit(
@@ -230,6 +233,8 @@ class Ledger:
         return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
 
     def _committed(self) -> set[str]:
+        import lance
+
         options = storage.lance_options(self.table_uri)
         newest = lance.dataset(self.table_uri, storage_options=options)
         held: set[str] = set()

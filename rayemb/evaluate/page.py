@@ -3,11 +3,13 @@
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Stand-ins that matplotlib writes into the SVG, and the page's own colours that replace them.
 INK, MUTED, GRID, BACK = "#010101", "#020202", "#030303", "#040404"
@@ -40,7 +42,16 @@ def style(axes: Any, title: str) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def svg_of(figure: Figure, name: str, label: str) -> Markup:
+def new_figure(width: float, height: float, **layout: float) -> "Figure":
+    """An empty figure, in inches; `layout`: of its constrained layout."""
+    # Not above: every worker imports this room for its metrics, and draws nothing.
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(**layout))
+
+
+def svg_of(figure: "Figure", name: str, label: str) -> Markup:
     """The figure as an inline `<svg>`: page colours, ids unique on the page, no metadata, no URL."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True)

@@ -11,13 +11,23 @@ from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pydantic import AwareDatetime, Field, model_validator
 
 from rayemb import storage
 from rayemb.config import Config, from_mapping
-from rayemb.evaluate.page import BACK, HATCHES, INK, MUTED, SYSTEMS, css, environment, figure_text, style, svg_of
+from rayemb.evaluate.page import (
+    BACK,
+    HATCHES,
+    INK,
+    MUTED,
+    SYSTEMS,
+    css,
+    environment,
+    figure_text,
+    new_figure,
+    style,
+    svg_of,
+)
 from rayemb.models.images import decode_image
 
 METRICS, PAGE = "metrics.json", "index.html"
@@ -201,7 +211,7 @@ def _picture(data: bytes) -> str:
 
 def _split_plot(result: SplitResult, number: int) -> Markup:
     """Bars of every metric and system with their intervals, one panel a direction."""
-    figure = Figure(figsize=(9.6, 3.1), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = new_figure(9.6, 3.1, wspace=0.06)
     panels = figure.subplots(1, len(result.directions), sharey=True, squeeze=False)[0]
     top = 0.0
     for axes, part in zip(panels, result.directions, strict=True):
@@ -244,7 +254,7 @@ def _training_plot(points: Sequence[TrainingPoint]) -> Markup:
     steps = np.array([point.step for point in points])
     losses = np.array([point.loss for point in points])
     warm = [(point.step, point.temperature) for point in points if point.temperature is not None]
-    figure = Figure(figsize=(9.6, 2.9), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = new_figure(9.6, 2.9, wspace=0.06)
     panels = figure.subplots(1, 2 if warm else 1, width_ratios=[2, 1] if warm else [1], squeeze=False)[0]
     style(panels[0], "loss")
     marker = "o" if len(points) == 1 else ""

@@ -162,7 +162,14 @@ class _Group(Exchange):
 
 
 class Gather(_Group):
-    """One all-gather of the candidates, one reduction of their gradients. O(M D) memory a rank."""
+    """One all-gather of the candidates, one reduction of their gradients. O(M D) memory a rank.
+
+    scatters: whether ranks get their own part of the sum alone, half of the bytes. gloo takes twice the time for it.
+    """
+
+    def __init__(self, tiling: Tiling | None = None, group: Any = None) -> None:
+        super().__init__(tiling, group)
+        self.scatters = self.device is not None
 
     def visits(self, tensors: tuple[Tensor, ...], sizes: list[int]) -> Visits:
         """Visits in this exchange's way."""
@@ -187,9 +194,14 @@ class _GatherVisits(Visits):
         for owner, tensors in self.blocks():
             compute(owner, tensors, parts[owner])
         self.gathered = None
-        # gloo has no reduce-scatter of unequal parts: the sum of everything, of which each rank keeps its own.
-        dist.all_reduce(total, group=self.exchange.group)
-        mine: Tensor = parts[self.exchange.rank].clone()
+        mine: Tensor
+        if self.exchange.scatters and len(set(self.sizes)) == 1 and total.numel():
+            mine = torch.empty_like(parts[0])
+            dist.reduce_scatter_tensor(mine, total, group=self.exchange.group)
+        else:
+            # Of unequal parts there is no reduce-scatter: the sum of everything, of which each rank keeps its own.
+            dist.all_reduce(total, group=self.exchange.group)
+            mine = parts[self.exchange.rank].clone()
         return mine
 
 

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rayemb import storage
 from rayemb.errors import RayembError
-from rayemb.evaluate.page import MUTED, SYSTEMS, css, environment, figure_text, style, svg_of
+from rayemb.evaluate.page import MUTED, SYSTEMS, css, environment, figure_text, new_figure, style, svg_of
 from rayemb.models.bundle import MANIFEST
 from rayemb.train.sinks.base import figures, flat
 from rayemb.train.sinks.jsonl import ABOUT, read_rows
@@ -144,7 +142,7 @@ def write_page(uri: str, comparison: Comparison) -> str:
 
 
 def _plot(comparison: Comparison, metric: str, number: int) -> Markup:
-    figure = Figure(figsize=(4.7, 2.4), layout=ConstrainedLayoutEngine())
+    figure = new_figure(4.7, 2.4)
     axes = figure.subplots()
     style(axes, metric)
     said = []

@@ -51,6 +51,7 @@ def on_rank(rank: int, world: int) -> dict[str, Any]:
             # An error leaves nothing behind: the next step of the same group goes well.
             "after": float(loss(exchange(group=group), rank, "nothing")),
         }
+    found["scattered"] = [scattered(Gather(group=group), rank, sizes) for sizes in ([3] * world, SIZES[world])]
     found["late"] = waiting_for_a_rank_that_raised(rank)
     return found
 
@@ -91,6 +92,11 @@ def collected(exchange: Exchange, rank: int, sizes: list[int]) -> Tensor:
     return exchange.visits(rows_of(rank, sizes), sizes).collect(compute)
 
 
+def scattered(exchange: Gather, rank: int, sizes: list[int]) -> Tensor:
+    exchange.scatters = True
+    return collected(exchange, rank, sizes)
+
+
 def test_every_rank_sees_every_block_once_its_own_first(world: int, name: str) -> None:
     sizes = SIZES[world]
     for rank, report in enumerate(reports(world)):
@@ -111,6 +117,13 @@ def test_gradients_of_a_block_come_home_from_every_rank(world: int, name: str) -
     for rank, report in enumerate(reports(world)):
         factor = sum(100.0**other for other in range(world))
         assert torch.equal(report[name]["collected"], factor * (1 + rows_of(rank, sizes)[0]))
+
+
+def test_reduced_and_scattered_they_are_the_same(world: int) -> None:
+    for rank, report in enumerate(reports(world)):
+        factor = sum(100.0**other for other in range(world))
+        for sizes, found in zip(([3] * world, SIZES[world]), report["scattered"], strict=True):
+            assert torch.equal(found, factor * (1 + rows_of(rank, sizes)[0]))
 
 
 # -- equal results -------------------------------------------------------------------------------------------------
