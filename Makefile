@@ -19,7 +19,8 @@ demo: $(STAMP)
 	$(BIN)/rayemb demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+# Two processes: one waits for clusters while the other computes.
+	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,22 @@ settings.load_profile("rayemb")
 
 for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
     os.environ.pop(name, None)
+
+
+# Tests that start clusters of their own.
+CLUSTERS = ("cluster", "e2e", "faults", "mining", "pipeline", "serve", "tune", "test_cluster.py", "test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the suite: all that needs a cluster goes to one of them, in turn, the rest to the other.
+
+    In turn, since some tests kill what they find on the machine; file by file, since files share what they set up.
+    """
+    here = Path(__file__).parent
+    for item in items:
+        room, *_ = item.path.relative_to(here).parts
+        ray = room in CLUSTERS or "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
 
 
 @pytest.fixture(scope="session")

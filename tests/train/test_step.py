@@ -298,7 +298,7 @@ def test_coalescing_is_refused_where_deepspeed_has_none() -> None:
 
 def test_offload_goes_to_deepspeed_and_is_refused_without_shards() -> None:
     config = deepspeed_config(stand_in(Case(2, "auto", offload=True)))
-    assert config["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": False}}
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
     assert "offload_optimizer" not in deepspeed_config(stand_in(Case(2, "auto")))["zero_optimization"]
     with pytest.raises(RayembError, match="stage 0 cannot offload"):
         deepspeed_config(stand_in(Case(0, "auto", offload=True)))
