@@ -42,13 +42,13 @@ def style(axes: Any, title: str) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def new_figure(width: float, height: float, **layout: float) -> "Figure":
-    """An empty figure, in inches; `layout`: of its constrained layout."""
+def new_figure(width: float, height: float, *, wspace: float | None = None) -> "Figure":
+    """An empty figure, in inches; `wspace`: between its panels, of their width."""
     # Not above: every worker imports this room for its metrics, and draws nothing.
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(**layout))
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=wspace))
 
 
 def svg_of(figure: "Figure", name: str, label: str) -> Markup:
