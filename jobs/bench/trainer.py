@@ -230,7 +230,8 @@ def watched(command: list[str], log: Path) -> float:
 
     def look() -> None:
         nonlocal most
-        while not done.wait(2.0):
+        # Seldom: to read what forty processes hold takes a tenth of a second of a core.
+        while not done.wait(10.0):
             most = max(most, held(process.pid))
 
     thread = threading.Thread(target=look, daemon=True)
