@@ -65,46 +65,53 @@ from rayemb.train.parameters import ParameterRule
 
 # ---- A: optimizers -------------------------------------------------------------------------------------------------
 STEPS, BATCH = 150, 128
+RATE = 2e-3  # the best found for AdamW; the other parts' too
 START: dict[str, tuple[type[OptimizerConfig], float]] = {
     "AdamW": (AdamWConfig, 2e-3),
     "Muon": (MuonConfig, 2e-3),
     "LAMB": (LAMBConfig, 1e-2),
     "LARS": (LARSConfig, 16.0),
 }
+EQUAL_TIME, UNTRAINED = "AdamW, Muon's time", "untrained"
 
 
 def optimizers(lab: Lab) -> list[str]:
     """AdamW, Muon, LAMB and LARS from scratch, each at its own best rate."""
 
-    def run(kind: type[OptimizerConfig], rate: float, *, seed: int) -> Figures:
+    def run(kind: type[OptimizerConfig], rate: float, steps: int = STEPS, *, seed: int) -> Figures:
         task = lab.task(seed)
         model = small(task)
-        _, cost = tune(task, model, STEPS, BATCH, kind(learning_rate=rate))
+        _, cost = tune(task, model, steps, BATCH, kind(learning_rate=rate))
         times = {"step, ms": 1e3 * cost.step, "optimizer, ms": 1e3 * cost.optimizer, "training loss": cost.loss}
-        return figures(task, model) | times
+        return figures(task, model) | times | {"steps": float(steps)}
+
+    def untrained(seed: int) -> Figures:
+        return figures(lab.task(seed), small(lab.task(seed)))
 
     chosen = {}
     for name, (kind, start) in START.items():
         chosen[name] = lab.best_rate("A", name, start, partial(run, kind, seed=SEARCH))
     for seed in range(lab.seeds):
+        lab.run("A", UNTRAINED, seed, partial(untrained, seed))
         for name, (kind, _) in START.items():
             lab.run("A", name, seed, partial(run, kind, chosen[name], seed=seed))
-    results = lab.results("A", START)
+        mine, other = (lab.found["A", name, seed]["step, ms"] for name in ("Muon", "AdamW"))
+        more = partial(run, AdamWConfig, chosen["AdamW"], round(STEPS * mine / other), seed=seed)
+        lab.run("A", EQUAL_TIME, seed, more)
+    results = lab.results("A", (*START, EQUAL_TIME, UNTRAINED))
     rates = ", ".join(f"{name} {rate:g}" for name, rate in chosen.items())
+    notes = {"training loss": ".2f", "steps": ".0f", "optimizer, ms": ".1f", "step, ms": ".0f"}
     return [
         f"### A. Optimizers: a text transformer from scratch, {STEPS} steps of {BATCH} pairs, {lab.seeds} seeds",
         "",
         "3 blocks of width 128, BPE of 4,096 tokens, InfoNCE at 0.1, decay and betas as each config has them. "
         f"Peak rates by factors of two until both neighbours were worse, on a split of their own: {rates}.",
         "",
-        *table(
-            results,
-            "AdamW",
-            ("recall@1", "MRR@10"),
-            {"training loss": ".2f", "optimizer, ms": ".1f", "step, ms": ".0f"},
-        ),
+        *table(results, "AdamW", ("recall@1", "MRR@10"), notes),
         "",
-        f"Muon better than AdamW at equal steps? {verdict(results, 'Muon', 'AdamW')}.",
+        f"Muon better than AdamW at equal steps? {verdict(results, 'Muon', 'AdamW')}. At equal time? "
+        f"{verdict(results, 'Muon', EQUAL_TIME)}. LAMB at equal steps? {verdict(results, 'LAMB', 'AdamW')}. LARS? "
+        f"{verdict(results, 'LARS', 'AdamW')}.",
     ]
 
 
@@ -179,7 +186,7 @@ def starbucks(lab: Lab) -> list[str]:
             found: Figures = {}
             for layers, dim in SIZES[:-1]:
                 model = small(task, dim, depth=layers)
-                tune(task, model, STEPS, BATCH, adamw(2e-3))
+                tune(task, model, STEPS, BATCH, adamw(RATE))
                 found |= sizes_of(task, model, [(layers, dim)])
             return found
         model = small(task, depth=SIZES[-1][0])
@@ -199,7 +206,7 @@ def starbucks(lab: Lab) -> list[str]:
             return value
 
         share = sampled if name == SAMPLED else None
-        cost = fit(objective, task.pairs(STEPS, BATCH), STEPS, adamw(2e-3), seed=seed, share=share)
+        cost = fit(objective, task.pairs(STEPS, BATCH), STEPS, adamw(RATE), seed=seed, share=share)
         return sizes_of(task, model, SIZES) | {"step, ms": 1e3 * cost.step}
 
     arms = (TRUNCATED, TOGETHER, APART, SAMPLED, ALONE)
@@ -213,7 +220,7 @@ def starbucks(lab: Lab) -> list[str]:
     lines = [
         f"### D. Starbucks (S069): sizes of layers x coordinates, {STEPS} steps of {BATCH} pairs, {lab.seeds} seeds",
         "",
-        "4 blocks of width 128 from scratch, AdamW at 2e-3 in every arm; recall@1, and differences of Starbucks.",
+        f"4 blocks of width 128 from scratch, AdamW at {RATE:g} in every arm; recall@1, and differences of Starbucks.",
         "",
         "| layers x coordinates | " + " | ".join(arms) + " | - cut | - random size | - own towers |",
         "|---" * (len(arms) + 4) + "|",
@@ -316,7 +323,7 @@ def temp_scale(lab: Lab) -> list[str]:
 
 
 # ---- F: RankMe, uniformity, tolerance ------------------------------------------------------------------------------
-TEMPERATURES, RATES, SHORT = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0), (2e-3, 2.5e-4), 100
+TEMPERATURES, RATES, SHORT = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0), (RATE, RATE / 8), 100
 MEASURES = ("RankMe", "uniformity", "tolerance", "alignment", "recall@1", "MRR@10")
 
 
