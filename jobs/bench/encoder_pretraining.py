@@ -32,7 +32,7 @@ from rayemb.models.pooling import ClsPoolingConfig, MeanPoolingConfig
 from rayemb.train.objective import Objective
 from rayemb.train.retromae import RetroMAEConfig
 
-FIRST, SIZE, TUNED, BATCH = 400, 128, 150, 128  # steps and texts of pre-training, steps and pairs of tuning
+FIRST, SIZE, TUNED, BATCH = 250, 128, 150, 128  # steps and texts of pre-training, steps and pairs of tuning
 BAGS = {"RetroMAE, then fine-tuned": 0.0, "DupMAE, then fine-tuned": 0.1}
 DUP = "DupMAE, then fine-tuned"
 ALONE, LONGER = "fine-tuned alone", "fine-tuned alone, equal compute"
