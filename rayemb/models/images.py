@@ -141,8 +141,13 @@ def _to_rgb(image: Image.Image, deep: bool) -> Image.Image:
         back = Image.new("RGBA", front.size, "white")
         return Image.alpha_composite(back, front).convert("RGB")
     if image.mode not in ("L", "CMYK"):
-        image = image.convert("RGB")
-    return _to_srgb(image, profile).convert("RGB")
+        image = _as_rgb(image)
+    return _as_rgb(_to_srgb(image, profile))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion copies a picture that is RGB already, too.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
