@@ -29,7 +29,7 @@ from rayemb.data.augment import TextAugmentConfig
 from rayemb.losses import NTXentConfig
 from rayemb.models import Model
 from rayemb.models.pooling import ClsPoolingConfig, MeanPoolingConfig
-from rayemb.train.objective import Objective
+from rayemb.train.objective import Objective, trimmed
 from rayemb.train.retromae import RetroMAEConfig
 
 FIRST, SIZE, TUNED, BATCH = 250, 128, 150, 128  # steps and texts of pre-training, steps and pairs of tuning
@@ -63,8 +63,7 @@ def pretrained(lab: Lab, seed: int, bag: float) -> tuple[Model, float]:
         def batches() -> Iterator[Tensors]:
             for _ in range(FIRST):
                 rows = rng.choice(len(texts), SIZE, replace=False)
-                found = ids[rows]
-                tokens = torch.from_numpy(found[:, : (found != -1).sum(1).max()].copy())
+                tokens = trimmed(torch.from_numpy(ids[rows]))
                 yield {"tokens": tokens, "row": torch.from_numpy(rows), "task": torch.zeros(SIZE, dtype=torch.long)}
 
         objective = RetroMAEConfig(bag_weight=bag).build(model.network, [], task.tokenizer, seed)
@@ -78,13 +77,10 @@ def pretrained(lab: Lab, seed: int, bag: float) -> tuple[Model, float]:
 
 def contrasted(lab: Lab, name: str, rate: float, seed: int) -> Figures:
     """One arm of the comparison with pairs."""
-    task, model, before, seconds = (
-        lab.task(seed),
-        small(lab.task(seed), projection="none", pooling=ClsPoolingConfig()),
-        {},
-        0.0,
-    )
-    steps = TUNED
+    task, steps = lab.task(seed), TUNED
+    model = small(task, projection="none", pooling=ClsPoolingConfig())
+    before: Figures = {}
+    seconds = 0.0
     if name in BAGS:
         model, seconds = pretrained(lab, seed, BAGS[name])
         before = {"before, recall@1": figures(task, model)["recall@1"]}

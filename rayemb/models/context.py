@@ -109,7 +109,7 @@ class LongContext(nn.Module):
         """Raises ModelError for a network whose positions cannot be told so."""
         super().__init__()
         self.mode, self.trained, self.scale = config.mode, trained, -(-max_length // trained)
-        tables = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Embedding) and _is_positions(n)]
+        tables = _tables(model)
         rotary = [(n, m) for n, m in model.named_modules() if isinstance(getattr(m, "inv_freq", None), Tensor)]
         self.learned = len(tables) == 1
         self.before = 0
@@ -141,23 +141,24 @@ class LongContext(nn.Module):
 
 def trained_positions(model: Any, settings: Any) -> int | None:
     """How many positions a network of `transformers` was made for; None if nothing says it."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and _is_positions(name):
-            return int(module.num_embeddings - _before(module))
+    for _, table in _tables(model):
+        return int(table.num_embeddings - _before(table))
     found = getattr(settings, "max_position_embeddings", None)
     return None if found is None else int(found)
 
 
 def first_position(model: Any) -> int:
     """What a network of `transformers` calls the position of a text's first token."""
-    tables = (m for n, m in model.named_modules() if isinstance(m, nn.Embedding) and _is_positions(n))
-    return max((_before(table) for table in tables), default=0)
+    return max((_before(table) for _, table in _tables(model)), default=0)
+
+
+def _tables(model: Any) -> list[tuple[str, nn.Embedding]]:
+    """The learned tables of positions in a network of `transformers`, by name."""
+    names = ("position_embeddings", "position_embedding", "wpe")
+    modules = model.named_modules()
+    return [(n, m) for n, m in modules if isinstance(m, nn.Embedding) and n.rsplit(".", 1)[-1] in names]
 
 
 def _before(table: nn.Embedding) -> int:
     """Rows of a table of positions before the one of a text's first token."""
     return 0 if table.padding_idx is None else table.padding_idx + 1
-
-
-def _is_positions(name: str) -> bool:
-    return name.rsplit(".", 1)[-1] in ("position_embeddings", "position_embedding", "wpe")

@@ -115,9 +115,9 @@ class TextTransformer(TextTower):
 
     def forward(self, ids_BL: Tensor, *, every_layer: bool = False) -> list[Tensor]:
         """States `(B, L, E)` in the compute dtype."""
-        long = self.context is not None and ids_BL.shape[1] > self._trained
         # Heads are left out of a text and not of a row.
-        packed = pack(ids_BL) if self.packs and not long and not (self.training and self._drop_heads) else None
+        whole = self._stretched(ids_BL) or (self.training and self._drop_heads)
+        packed = pack(ids_BL) if self.packs and not whole else None
         if packed is None:
             x = self.tokens(ids_BL.clamp(min=0)) + self._positions(ids_BL)
             mask = (ids_BL != PADDING)[:, None, None, :]
@@ -134,8 +134,12 @@ class TextTransformer(TextTower):
         wanted = states if every_layer else states[-1:]
         return wanted if packed is None else [packed.unpacked(state) for state in wanted]
 
+    def _stretched(self, ids_BL: Tensor) -> bool:
+        """Whether there are texts beyond the trained positions."""
+        return self.context is not None and ids_BL.shape[1] > self._trained
+
     def _positions(self, ids_BL: Tensor) -> Tensor:
         """What is added for the places of the tokens, `(L, E)` or `(B, L, E)`."""
-        if self.context is None or ids_BL.shape[1] <= self._trained:
+        if self.context is None or not self._stretched(ids_BL):
             return self.positions[: ids_BL.shape[1]]
         return interpolated(self.positions, positions(ids_BL, self._trained, self._scale, self.context.mode))

@@ -15,7 +15,8 @@ from rayemb.models.pretrained import PACKS
 VOCABULARY, LONGEST = 60, 12
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-NETWORK = {**SIZES, **HEADS, "vocab_size": VOCABULARY, "max_position_embeddings": 32, "pad_token_id": 1}
+SHAPE = {**SIZES, **HEADS, "vocab_size": VOCABULARY, "max_position_embeddings": 32, "pad_token_id": 1}
+NETWORK = {**SHAPE, "sliding_window": None}
 
 
 def ragged(lengths: list[int]) -> Tensor:
@@ -75,8 +76,6 @@ NETWORKS = [
 
 @pytest.mark.parametrize("text", NETWORKS, ids=str)
 def test_vectors_and_gradients_are_those_of_texts_alone(text: dict[str, Any]) -> None:
-    if text.get("architecture", {}).get("model_type") == "mistral":
-        text["architecture"]["sliding_window"] = None
     ids, skips = ragged([12, 3, 7, 2, 2, 5, 9, 1]), torch.tensor([2, 1, 0, 0, 1, 0, 3, 0])
     assert pack(ids) is not None
     found = []
@@ -96,8 +95,8 @@ def test_vectors_and_gradients_are_those_of_texts_alone(text: dict[str, Any]) ->
 
 
 def test_networks_that_look_at_neighbours_in_the_row_do_not_pack() -> None:
-    windowed = {"model_type": "mistral", **NETWORK, "sliding_window": 4}
-    for architecture in (windowed, {"model_type": "modernbert", **NETWORK}):
+    windowed = {"model_type": "mistral", **SHAPE, "sliding_window": 4}
+    for architecture in (windowed, {"model_type": "modernbert", **SHAPE}):
         text = {"name": "transformers", "architecture": architecture}
         tokenizer = {"name": "bpe", "max_length": LONGEST}
         config = TwoTowerConfig.model_validate({"dim": 16, "image": None, "text": text, "tokenizer": tokenizer})

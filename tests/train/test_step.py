@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rayemb.errors import RayembError
 from rayemb.parallel import mean_over_ranks
 from rayemb.parallel.cache import Encoded, cut, split, take_rows
-from rayemb.train.engine import deepspeed_config
+from rayemb.train.engine import CPU_BUCKET, deepspeed_config
 from rayemb.train.step import Reduction, train_step
 from tests.parallel.gather import gather_rows
 from tests.parallel.processes import run_processes
@@ -298,7 +298,9 @@ def test_coalescing_is_refused_where_deepspeed_has_none() -> None:
 
 def test_offload_goes_to_deepspeed_and_is_refused_without_shards() -> None:
     config = deepspeed_config(stand_in(Case(2, "auto", offload=True)))
-    assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    offload = {"device": "cpu", "pin_memory": False}
+    expected = {"stage": 2, "reduce_bucket_size": CPU_BUCKET, "offload_optimizer": offload}
+    assert config["zero_optimization"] == expected
     assert "offload_optimizer" not in deepspeed_config(stand_in(Case(2, "auto")))["zero_optimization"]
     with pytest.raises(RayembError, match="stage 0 cannot offload"):
         deepspeed_config(stand_in(Case(0, "auto", offload=True)))
