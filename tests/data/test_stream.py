@@ -163,6 +163,18 @@ def test_a_killed_decoder_or_planner_costs_time_and_nothing_else(
     assert found == whole
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no such policy on this system")
+def test_decoders_leave_the_cores_to_the_workers(corpora: dict[str, Corpus]) -> None:
+    next(stream(corpora, 1, **MIXED).batches(0, STEPS))
+    decoders = children("ray::DecodeServer")
+    assert decoders
+    for process in decoders:
+        threads = [os.sched_getscheduler(thread.id) for thread in process.threads()]
+        # The thread that decodes; those that answer Ray are not held up.
+        assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+        assert os.SCHED_OTHER in threads
+
+
 def test_bad_rows_leave_holes_and_are_told_of(ray_cluster: str, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", {"train": [100]})
     corrupt(tmp_path / "corpus/split=train/shard-00000.parquet", 3)
