@@ -141,11 +141,8 @@ def test_killed_and_resumed_with_two_three_and_one_worker_every_row_comes_once(
 
 
 def children(name: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if name in " ".join(process.info["cmdline"] or []):
-            found.append(process)
-    return found
+    found = psutil.Process().children(recursive=True)
+    return [process for process in found if name in " ".join(process.cmdline())]
 
 
 @pytest.mark.parametrize("victim", ["DecodeServer", "PlanServer"])
