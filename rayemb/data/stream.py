@@ -203,7 +203,8 @@ class Calm:
     def took(self, waited: float) -> None:
         """A batch has come, for which the worker waited so many seconds."""
         now = time.monotonic()
-        if waited > 0.05 * (now - self._since):
+        # A quarter of its time: less is no hold-up, but batches that are fetched, and workers out of step.
+        if waited > 0.25 * (now - self._since):
             self._needed *= 2 if self else 1
             self._steps = 0
         else:
