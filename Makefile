@@ -19,8 +19,8 @@ demo: $(STAMP)
 	$(BIN)/rayemb demo $(ARGS)
 
 test: $(STAMP)
-# Three processes: two of them mostly wait for clusters.
-	$(BIN)/python -m pytest --numprocesses 3 $(ARGS)
+# Two processes: one waits for clusters while the other computes.
+	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

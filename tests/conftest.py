@@ -15,29 +15,20 @@ for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
     os.environ.pop(name, None)
 
 
-# Groups that start clusters, those that take longest first, and their rooms.
-CLUSTERS = {
-    "e2e": ("e2e", "test_readme.py"),
-    "faults": ("faults", "cluster", "test_cluster.py"),
-    "ray": ("mining", "pipeline", "serve", "tune"),
-}
+# Tests that start clusters of their own.
+CLUSTERS = ("cluster", "e2e", "faults", "mining", "pipeline", "serve", "tune", "test_cluster.py", "test_readme.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Three processes share the suite, of which two mostly wait for clusters to start.
+    """Two processes share the suite: all that needs a cluster goes to one of them, in turn, the rest to the other.
 
-    What needs a cluster goes to one of three groups, each in turn in one process, since clusters take memory; the rest
-    goes file by file to whoever is free, since files share what they set up.
+    In turn, since some tests kill what they find on the machine; file by file, since files share what they set up.
     """
     here = Path(__file__).parent
-    order = {}
     for item in items:
         room, *_ = item.path.relative_to(here).parts
-        own = "ray" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.stem
-        group = next((name for name, rooms in CLUSTERS.items() if room in rooms), own)
-        item.add_marker(pytest.mark.xdist_group(group))
-        order[item] = [*CLUSTERS, group].index(group)
-    items.sort(key=lambda item: order[item])
+        ray = room in CLUSTERS or "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
 
 
 @pytest.fixture(scope="session")
