@@ -8,6 +8,7 @@ Actors, and not Ray Data's own iterator: that one has no position to go on from,
 CPU a row (`jobs/bench/RESULTS.md`). Building, curating and embedding, which have no order to keep, are Ray Data.
 """
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -179,10 +180,9 @@ class DecodeServer:
 
 def _leave_cores() -> None:
     """This thread gets the time that nobody else wants."""
-    if hasattr(os, "SCHED_IDLE"):
+    # Linux alone has it, where a sandbox may forbid it. No niceness instead: elsewhere that is the whole process's.
+    with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(19)
 
 
 class Calm:

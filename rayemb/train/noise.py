@@ -19,6 +19,7 @@ from rayemb.parallel import Exchange
 SCALE, TRACE, SQUARE = "noise/scale", "noise/trace", "noise/square"
 # One step says little, and its |G|^2 may even come out negative: both parts are averaged before they are divided.
 _DECAY = 0.9
+_SPAN = 100  # reports that are averaged: an earlier one would weigh 3e-5
 
 
 class GradientNoise:
@@ -71,7 +72,9 @@ class GradientNoise:
         # Ranks are averaged and micro-batches summed: on this scale each of them is an estimate of the whole gradient.
         mean = total * count / len(seen) ** 2
         trace, square = rows * (mean - whole) / (count - 1), (count * whole - mean) / (count - 1)
-        parts = [(row[TRACE], row[SQUARE]) for row in history if row.get(TRACE) is not None] + [(trace, square)]
+        parts = [(row[TRACE], row[SQUARE]) for row in history[-_SPAN:] if row.get(TRACE) is not None] + [
+            (trace, square)
+        ]
         weights = [_DECAY**age for age in range(len(parts))][::-1]
         noise, signal = (sum(w * part[of] for w, part in zip(weights, parts, strict=True)) for of in (0, 1))
         return {TRACE: trace, SQUARE: square, SCALE: noise / signal if signal > 0 else None}

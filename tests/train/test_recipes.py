@@ -118,12 +118,11 @@ def one_process(case: Case, skipped: tuple[int, ...] = ()) -> Found:
         noise.begin_step(True)
         parts, whole = micro_batches(batch(step), rows=2, tokens=None)
         gradient_cache(module, parts, lambda e, whole=whole: module.share(e, whole, Alone()), lambda x, _: x.backward())
-        noisy = noise.figures(len(parts), ROWS, total_norm(module), found.noise)
+        found.noise.append(noise.figures(len(parts), ROWS, total_norm(module), found.noise))
         noise.begin_step(False)
         optimizer.zero_grad()
         loss = module.share(module(batch(step)), batch(step), Alone())
         loss.backward()
-        found.noise.append(noisy)
         trained = [value for value in module.parameters() if value.requires_grad]
         found.norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.gradient_clipping)))
         found.losses.append(float(loss.detach()))
