@@ -162,5 +162,5 @@ def test_damage_on_s3_is_refused_and_damage_to_the_copy_is_mended(bucket: str, f
     with pytest.raises(IndexArtefactError, match=r"s3://.*shard-00001\.faiss: the checksum differs"):
         Index.open(uri)
     storage.delete(remote)
-    with pytest.raises(IndexArtefactError, match=r"s3://.*shard-00001\.faiss: the shard file is missing"):
+    with pytest.raises(IndexArtefactError, match=r"s3://.*shard-00001\.faiss: the file is missing"):
         Index.open(uri)
