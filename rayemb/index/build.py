@@ -178,9 +178,9 @@ def _tuned(manifest: Manifest, recall: float) -> Manifest:
 def _place(
     embeddings: EmbeddingsTable, ledger: Ledger, config: IndexConfig, trained: Any, quantiser: Trained, say: Progress
 ) -> Placed:
-    placed = ledger.read("placed", Placed)
-    if placed is not None and placed.trained == quantiser.sha256:
-        return placed
+    earlier = ledger.read("placed", Placed)
+    if earlier is not None and earlier.trained == quantiser.sha256:
+        return earlier
     source = (embeddings.uri, embeddings.version)
     guide = trained if config.by == "cell" else None
     parts = [
@@ -189,7 +189,7 @@ def _place(
     ]
     _wait(parts, say, "placing rows")
     task = ray.remote(tasks.place).remote(guide, quantiser.sha256, config.shards, ledger, *parts)
-    (placed,) = _gather([task], lambda done: None, say, "writing keys")
+    placed: Placed = _gather([task], lambda done: None, say, "writing keys")[0]
     return placed
 
 

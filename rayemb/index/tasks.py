@@ -58,12 +58,12 @@ def train(uri: str, version: int, config: IndexConfig, ledger: Ledger) -> NDArra
                 where="index.factory",
                 fix="choose another type, or raise index.train_rows",
             ) from error
-    data = serialise(index)
     file = f"{ledger.folder}/trained.faiss"
-    storage.write_bytes(storage.join(ledger.index_uri, file), data.data)
-    digest = storage.sha256_bytes(data.data)
-    ledger.write("trained", Trained(file=file, bytes=len(data), sha256=digest))
-    return data
+    with storage.writing(storage.join(ledger.index_uri, file)) as path:
+        faiss.write_index(index, path)
+        record = Trained(**_file(file, path).model_dump())
+    ledger.write("trained", record)
+    return serialise(index)
 
 
 def check_ids(uri: str, version: int) -> None:
