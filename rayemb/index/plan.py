@@ -101,11 +101,13 @@ def plan_index(embeddings: EmbeddingsTable, config: IndexConfig) -> Plan:
 
 
 def factories(dim: int, *, by_cell: bool) -> list[str]:
-    """The types worth trying in `dim` dimensions, simplest first; `{lists}` stands for a number of IVF lists."""
+    """The types worth trying in `dim` dimensions, simplest first; `{lists}` stands for a number of IVF lists.
+
+    No product quantiser of 8 bits: of the same bytes one of 4 bits trains a hundred times as fast.
+    """
     half = max((m for m in range(1, dim // 2 + 1) if dim % m == 0), default=1)
-    quarter = max((m for m in range(1, dim // 4 + 1) if dim % m == 0), default=1)
     flat = ["Flat", "SQfp16", "SQ8", "RaBitQ,Refine(SQfp16)", "HNSW32"]
-    stored = ["Flat", "SQfp16", "SQ8", f"PQ{half}x4fs,Refine(SQfp16)", "RaBitQ,Refine(SQfp16)", f"PQ{quarter}"]
+    stored = ["Flat", "SQfp16", "SQ8", f"PQ{half}x4fs,Refine(SQfp16)", "RaBitQ,Refine(SQfp16)", f"PQ{half}x4fs"]
     return ([] if by_cell else flat) + [f"IVF{_LISTS},{each}" for each in stored]
 
 
