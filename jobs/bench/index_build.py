@@ -5,7 +5,7 @@
 Every cell is a process of its own over the same embeddings table. Raw FAISS reads all vectors, trains on the same
 sample, adds and writes. `tasks` is what a Ray worker does for each shard, all shards in one process: its peak is
 that of the largest shard. `on Ray` is `build_index` with as many workers as there are cores, recall not measured.
-Peaks are above what the process holds after its imports. autofaiss takes part where it can be imported.
+Peaks are above what the process holds after its imports. autofaiss 2.18 takes no part: it fails with FAISS 1.15.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def by_tasks(uri: str, factory: str, shards: int, folder: str) -> dict[str, Any]
     with measured() as found:
         trained = tasks.train(uri, table.version, IndexConfig(factory=factory), ledger)
         bounds = np.linspace(0, table.rows, shards + 1).astype(int).tolist()
-        for number, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for number, (low, high) in enumerate(pairwise(bounds)):
             tasks.build_shard(trained, "", uri, table.version, ledger, number, high - low, low)
     return found.with_files(folder)
 
@@ -147,26 +148,7 @@ def on_ray(uri: str, factory: str, shards: int, folder: str) -> dict[str, Any]:
     return found.with_files(folder)
 
 
-def autofaiss(uri: str, factory: str, shards: int, folder: str) -> dict[str, Any]:
-    """autofaiss with the same factory string."""
-    from autofaiss import build_index as build
-
-    from rayemb.data.embeddings import EmbeddingsTable
-
-    table = EmbeddingsTable.open(uri)
-    with measured() as found:
-        build(
-            table.vectors(0, table.rows),
-            index_path=f"{folder}/index.faiss",
-            index_infos_path=f"{folder}/infos.json",
-            index_key=factory,
-            metric_type="ip",
-            verbose=30,
-        )
-    return found.with_files(folder)
-
-
-KINDS = {"raw FAISS": raw, "tasks": by_tasks, "on Ray": on_ray, "autofaiss": autofaiss}
+KINDS = {"raw FAISS": raw, "tasks": by_tasks, "on Ray": on_ray}
 
 
 class measured:  # noqa: N801  # reads as a sentence

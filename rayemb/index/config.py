@@ -14,7 +14,9 @@ AUTO = "auto"
 class PlanConfig(Config):
     """What an index may cost and has to reach, for `rayemb index plan` and `factory: auto`."""
 
-    memory_mb: float | None = Field(None, gt=0, description="all shards together; null: no limit")
+    memory_mb: float | None = Field(
+        None, gt=0, description="of all shards, without the vectors of a refine stage, which stay on disk"
+    )
     latency_ms: float | None = Field(None, gt=0, description="a query alone on one thread; null: no limit")
     recall: float = Field(0.95, gt=0, le=1, description="recall@recall_k that has to be reached")
     sample_rows: int = Field(20_000, ge=1_000, description="rows that the candidates are built of and measured on")

@@ -23,13 +23,14 @@ def plan_table(plan: Plan) -> Table:
     """The candidates, fastest first; those that lack something last."""
     how = "" if plan.measured_rows == plan.rows else f", measured on {plan.measured_rows:,} and extrapolated"
     table = Table(title=f"{plan.rows:,} rows of {plan.dim} dimensions{how}")
-    for heading in ("factory", "effort", "bytes a vector", "MB", "recall", "ms a query", "lacks"):
+    for heading in ("factory", "effort", "bytes a vector", "memory MB", "files MB", "recall", "ms a query", "lacks"):
         table.add_column(heading, justify="left" if heading in ("factory", "effort", "lacks") else "right")
     for each in sorted(plan.candidates, key=lambda each: (bool(each.lacks), each.ms)):
         table.add_row(
             each.factory,
             " ".join(f"{name}={value}" for name, value in settings(each).items() if name != "factory"),
             f"{each.bytes_per_vector:,.1f}",
+            f"{each.memory_mb:,.1f}",
             f"{each.total_mb:,.1f}",
             f"{each.recall:.3f}",
             f"{each.ms:.3f}",

@@ -70,9 +70,13 @@ def test_limits_exclude_and_say_by_what(uri: str) -> None:
     table = EmbeddingsTable.open(uri)
     tight = AUTO.model_copy(update={"plan": SMALL.model_copy(update={"memory_mb": 0.13, "recall": 0.5})})
     found = plan_index(table, tight)
-    assert found.chosen.total_mb <= 0.13
-    flat = next(each for each in found.candidates if each.factory == "Flat")
-    assert flat.lacks == "0 of 0 MB" or "MB" in flat.lacks
+    assert found.chosen.memory_mb <= 0.13
+    assert found.reason.endswith("recall@10 0.5 within 0.13 MB")
+    lacks = {each.factory: each.lacks for each in found.candidates}
+    assert lacks["Flat"] == "0.192 of 0.13 MB"
+    assert lacks["SQ8"] == ""
+    refined = next(each for each in found.candidates if each.factory.startswith("PQ8x4fs,Refine"))
+    assert refined.total_mb - refined.memory_mb == pytest.approx(ROWS * 2 * DIM / 1e6)
     impossible = AUTO.model_copy(update={"plan": SMALL.model_copy(update={"memory_mb": 0.001})})
     with pytest.raises(IndexArtefactError, match=r"no type reaches recall@10 0\.9 within .* MB"):
         plan_index(table, impossible)
