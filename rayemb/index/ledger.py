@@ -71,8 +71,10 @@ class Ledger:
         return record if all(self._whole(file) for file in _files_of(record)) else None
 
     def close(self) -> None:
-        """Removes the records: the manifest says all of it."""
+        """Removes the records, since the manifest says all of it, and what killed writers left half done."""
         storage.delete(self._records)
+        for file in storage.list_files(storage.join(self.index_uri, self.folder), ".tmp"):
+            storage.delete(file)
 
     def _whole(self, file: File) -> bool:
         fs, path = storage.filesystem(storage.join(self.index_uri, file.file))

@@ -62,10 +62,10 @@ def test_a_killed_build_goes_on_with_the_shards_that_are_missing(ray_cluster: st
     assert {file: os.stat(f"{uri}/{file}").st_ino for file in kept} == kept
     whole = build_index(table, str(tmp_path / "whole"), CONFIG)
     assert [shard.sha256 for shard in manifest.shards] == [shard.sha256 for shard in whole.shards]
-    # What a killed writer left half done is under another name, and no file of the index.
+    # Nothing is left of what was being written.
     named = {"manifest.json", manifest.trained.file}
     named |= {shard.file for shard in manifest.shards} | {shard.keys.file for shard in manifest.shards if shard.keys}
     there = {str(path.relative_to(uri)) for path in Path(uri).rglob("*") if path.is_file()}
-    assert named == {file for file in there if not file.endswith(".tmp")}
+    assert named == there
     with Index.open(uri) as index:
         assert index.search(vectors[:200], 1).keys[:, 0].tolist() == list(range(200))
