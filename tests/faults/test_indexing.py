@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rayemb.index import Index, IndexArtefactError, IndexConfig, build_index, load_manifest
@@ -48,12 +48,8 @@ def test_a_killed_build_goes_on_with_the_shards_that_are_missing(ray_cluster: st
         return {file: os.stat(f"{uri}/{file}").st_ino for file in files}
 
     # The tasks die with their driver, in the middle of a shard; until they do, they finish what they have.
+    assert not psutil.wait_procs(builders(), timeout=60)[1]
     kept = finished()
-    for _ in range(100):
-        time.sleep(0.3)
-        if (now := finished()) == kept:
-            break
-        kept = now
     assert 1 <= len(kept) < SHARDS
     lines: list[str] = []
     manifest = build_index(table, uri, CONFIG, progress=lines.append)
@@ -69,3 +65,16 @@ def test_a_killed_build_goes_on_with_the_shards_that_are_missing(ray_cluster: st
     assert named == there
     with Index.open(uri) as index:
         assert index.search(vectors[:200], 1).keys[:, 0].tolist() == list(range(200))
+
+
+def builders() -> list[psutil.Process]:
+    """The workers of this session's cluster that build a shard."""
+    below = psutil.Process().children(recursive=True)
+    return [each for each in below if "build_shard" in title(each)]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
