@@ -169,7 +169,7 @@ def test_damage_on_s3_is_refused_and_damage_to_the_copy_is_mended(bucket: str, f
     copies[0].write_bytes(b"damaged")
     Index.open(uri).close()
     remote = storage.join(uri, flat.manifest.shards[1].file)
-    storage.write_bytes(remote, storage.read_bytes(remote)[:-1] + b"?")
+    storage.write_bytes(remote, storage.read_bytes(remote)[:-1] + b"!")
     with pytest.raises(IndexArtefactError, match=r"s3://.*shard-00001\.faiss: the checksum differs"):
         Index.open(uri)
     storage.delete(remote)
