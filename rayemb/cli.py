@@ -32,7 +32,7 @@ app = typer.Typer(
     help="Turn your own images and texts into search.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: build one, look at one.")
-index_app = typer.Typer(no_args_is_help=True, help="Indexes: build one, verify one.")
+index_app = typer.Typer(no_args_is_help=True, help="Indexes: plan one, build one, verify one.")
 config_app = typer.Typer(no_args_is_help=True, help="Configs: the resolved one, and the schema.")
 
 
@@ -166,6 +166,22 @@ def embed(args: Args = None) -> None:
 def index_build(args: Args = None) -> None:
     """Build the sharded FAISS index and compare it with exact search."""
     _stage("index", args)
+
+
+@index_app.command("plan")
+def index_plan(
+    args: Args = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Choose the index type for the embeddings under index.plan: bytes, recall and time, measured on a sample."""
+    from dataclasses import asdict
+
+    from rayemb.pipeline.index_plan import show_plan
+
+    # As JSON the table is in nobody's way.
+    plan = show_plan(read_config(args), Console(highlight=False, stderr=as_json))
+    if as_json:
+        typer.echo(json.dumps(asdict(plan), indent=2))
 
 
 @index_app.command("verify")

@@ -1,23 +1,32 @@
 """The index artefact: built shard by shard with Ray, verified, searched in one process or many.
 
 config.py       what to build            build.py     embeddings table -> shards -> manifest, published last
-manifest.py     what was built           shard.py     one shard: verified, mapped, filtered, searched
+plan.py         which type, and why      tasks.py     what a build's workers do
+manifest.py     what was built           ledger.py    what an unfinished build has done
+placement.py    rows and queries to      shard.py     one shard: verified, mapped, filtered, searched
+                shards                   keys.py      which row of the table a position is
 searcher.py     all shards in a process  merge.py     answers of shards into one, exactly
-verify.py       checksums and recall     payload.py   ids, fields and filters held in memory
+effort.py       how wide to search       payload.py   ids, fields and filters held in memory
+verify.py       checksums and recall
 """
 
 from rayemb.index.build import build_index
-from rayemb.index.config import IndexConfig
+from rayemb.index.config import IndexConfig, PlanConfig
+from rayemb.index.effort import Effort
 from rayemb.index.errors import FilterError, IndexArtefactError, QueryError
-from rayemb.index.manifest import MANIFEST, Manifest, Recall, ShardFile, load_manifest
+from rayemb.index.manifest import MANIFEST, CurvePoint, Manifest, Recall, ShardFile, load_manifest
 from rayemb.index.merge import merge
 from rayemb.index.payload import Filter
+from rayemb.index.plan import Candidate, Plan, plan_index
 from rayemb.index.searcher import Hits, Index
 from rayemb.index.shard import Shard
-from rayemb.index.verify import VerifyReport, measure_recall, verify_index
+from rayemb.index.verify import VerifyReport, measure, measure_recall, verify_index
 
 __all__ = [
     "MANIFEST",
+    "Candidate",
+    "CurvePoint",
+    "Effort",
     "Filter",
     "FilterError",
     "Hits",
@@ -25,6 +34,8 @@ __all__ = [
     "IndexArtefactError",
     "IndexConfig",
     "Manifest",
+    "Plan",
+    "PlanConfig",
     "QueryError",
     "Recall",
     "Shard",
@@ -32,7 +43,9 @@ __all__ = [
     "VerifyReport",
     "build_index",
     "load_manifest",
+    "measure",
     "measure_recall",
     "merge",
+    "plan_index",
     "verify_index",
 ]

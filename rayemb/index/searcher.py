@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rayemb.data.embeddings import IMAGE, EmbeddingsTable
+from rayemb.index.effort import Effort
 from rayemb.index.errors import IndexArtefactError, QueryError
 from rayemb.index.manifest import Manifest, load_manifest
 from rayemb.index.merge import merge
 from rayemb.index.payload import Filter
+from rayemb.index.placement import Router
 from rayemb.index.shard import Shard, check_queries, open_embeddings
 
 __all__ = ["Hits", "Index", "merge"]
@@ -35,9 +37,11 @@ class Index:
     Any number of threads may search it at once; FAISS works without Python's lock.
     """
 
-    def __init__(self, manifest: Manifest, shards: Sequence[Shard], embeddings: EmbeddingsTable) -> None:
+    def __init__(
+        self, manifest: Manifest, shards: Sequence[Shard], embeddings: EmbeddingsTable, router: Router
+    ) -> None:
         self.manifest, self.shards, self.embeddings = manifest, tuple(shards), embeddings
-        self._starts = np.array([shard.info.start for shard in shards], np.int64)
+        self._router = router
         self._pool = _pool(len(self.shards)) if len(self.shards) > 1 else None
 
     @classmethod
@@ -72,7 +76,7 @@ class Index:
             shards = list(
                 pool.map(lambda i: Shard.open(index_uri, manifest, i, embeddings), range(len(manifest.shards)))
             )
-        return cls(manifest, shards, embeddings)
+        return cls(manifest, shards, embeddings, Router(index_uri, manifest))
 
     @property
     def version(self) -> str:
@@ -94,16 +98,34 @@ class Index:
         """The payload columns, which filters may name."""
         return list(self.shards[0].payload.columns)
 
-    def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> Hits:
+    def search(
+        self,
+        vectors: ArrayLike,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> Hits:
         """The `k` best rows for each of `vectors` `(N, D)`, as `Shard.search` finds them in each shard.
 
-        Raises QueryError for vectors or a `k` that cannot be searched, FilterError for a filter that does not
-        fit.
+        `effort` says how wide to search; or `recall`, the share of the exact answer wanted: the cheapest effort
+        that reached it when the index was built. Default: the manifest's effort.
+
+        Raises QueryError for vectors or a `k` that cannot be searched, or a recall that no measured effort
+        reaches; FilterError for a filter that does not fit.
         """
         x_ND = check_queries(vectors, self.dim, k)
-        if self._pool is None:
-            return Hits(*self.shards[0].search(x_ND, k, filter))
-        found = list(self._pool.map(lambda shard: shard.search(x_ND, k, filter), self.shards))
+        if recall is not None:
+            if effort is not None:
+                raise QueryError("give effort or recall, not both", where="effort")
+            effort = self.manifest.effort_for(recall)
+        chosen = effort or self.manifest.effort
+        # A filtered search probes every list.
+        asked = self.shards if filter else [self.shards[i] for i in self._router.shards(x_ND, chosen.nprobe)]
+        if self._pool is None or len(asked) == 1:
+            return Hits(*asked[0].search(x_ND, k, filter, chosen))
+        found = list(self._pool.map(lambda shard: shard.search(x_ND, k, filter, chosen), asked))
         return Hits(*merge([scores for scores, _ in found], [keys for _, keys in found], k))
 
     def payload(self, keys: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
@@ -115,22 +137,18 @@ class Index:
         outside = wanted[(wanted < 0) | (wanted >= self.rows)]
         if len(outside):
             raise QueryError(f"there is no row {int(outside[0])}", where="keys", fix=f"keys are 0 to {self.rows - 1}")
-        owners = np.searchsorted(self._starts, wanted, side="right") - 1
-        positions = wanted - self._starts[owners]
-        if len(self.shards) == 1:
-            return self.shards[0].payload.take(positions.tolist())
-        found: list[dict[str, Any]] = []
-        for owner, position in zip(owners.tolist(), positions.tolist(), strict=True):
-            found += self.shards[owner].payload.take([position])
-        return found
+        rows: list[dict[str, Any]] = [{}] * len(wanted)
+        for shard in self.shards:
+            positions = shard.keys.at(wanted)
+            places = np.flatnonzero(positions >= 0)
+            for place, row in zip(places.tolist(), shard.payload.take(positions[places].tolist()), strict=True):
+                rows[place] = row
+        return rows
 
     def key(self, row_id: str) -> int | None:
         """The key of the row with this id, or None."""
-        for shard in self.shards:
-            position = shard.payload.position(row_id)
-            if position is not None:
-                return shard.info.start + position
-        return None
+        found = (shard.key(row_id) for shard in self.shards)
+        return next((key for key in found if key is not None), None)
 
     def image(self, row_id: str) -> bytes | None:
         """The encoded image of the row with this id, from the embeddings table; None if there is none."""

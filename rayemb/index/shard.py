@@ -8,13 +8,16 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from rayemb import storage
 from rayemb.data.embeddings import ID, VECTOR, EmbeddingsTable
+from rayemb.index.effort import Effort
 from rayemb.index.errors import IndexArtefactError, QueryError
 from rayemb.index.faiss_index import FaissShard, KeySelector, load_index, reason
-from rayemb.index.manifest import Manifest, ShardFile
+from rayemb.index.keys import Keys
+from rayemb.index.manifest import File, Manifest, ShardFile
 from rayemb.index.merge import merge
 from rayemb.index.payload import Filter, Payload
 
@@ -27,10 +30,18 @@ _EXACT_BLOCK = 32_768
 
 
 class Shard:
-    """Rows `start .. stop-1` of an index; opened by `Shard.open`. Threads may share it."""
+    """A part of an index's rows, which `keys` names; opened by `Shard.open`. Threads may share it."""
 
-    def __init__(self, info: ShardFile, faiss_shard: FaissShard, embeddings: EmbeddingsTable, payload: Payload) -> None:
-        self.info, self.payload = info, payload
+    def __init__(
+        self,
+        info: ShardFile,
+        faiss_shard: FaissShard,
+        keys: Keys,
+        embeddings: EmbeddingsTable,
+        payload: Payload,
+        effort: Effort,
+    ) -> None:
+        self.info, self.keys, self.payload, self.effort = info, keys, payload, effort
         self.rows, self.dim = info.rows, faiss_shard.dim
         self._faiss, self._embeddings = faiss_shard, embeddings
 
@@ -46,7 +57,7 @@ class Shard:
         path = verified_path(index_uri, info)
         where = storage.join(index_uri, info.file)
         try:
-            loaded = FaissShard(load_index(path), info.start, manifest.nprobe, manifest.ef_search)
+            loaded = FaissShard(load_index(path))
         except RuntimeError as error:
             raise IndexArtefactError(f"FAISS cannot read it ({reason(error)})", where=where) from error
         if (loaded.rows, loaded.dim) != (info.rows, manifest.dim):
@@ -56,11 +67,12 @@ class Shard:
                 where=where,
                 fix="build the index again",
             )
-        columns = embeddings.columns(info.start, info.stop, [ID, *embeddings.payload_columns])
-        return cls(info, loaded, embeddings, Payload(columns))
+        keys = open_keys(index_uri, info)
+        columns = read_columns(embeddings, keys, [ID, *embeddings.payload_columns])
+        return cls(info, loaded, keys, embeddings, Payload(columns), manifest.effort)
 
     def search(
-        self, vectors: ArrayLike, k: int, filter: Filter | None = None
+        self, vectors: ArrayLike, k: int, filter: Filter | None = None, effort: Effort | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The `k` best rows of this shard for each query.
 
@@ -69,6 +81,7 @@ class Shard:
             k: results per query, >= 1.
             filter: column to value; only rows that equal all of them are found. The search is then exact for
                 types that store whole vectors, however few rows pass.
+            effort: how wide to search; default: the manifest's.
 
         Returns:
             Scores `(N, k)` float32 (inner products, or the type's estimate of them), best first, and keys
@@ -82,19 +95,25 @@ class Shard:
         selector = None
         available = self.rows
         if filter:
-            selector = KeySelector(self.payload.mask(filter), self.info.start)
+            selector = KeySelector(self.payload.mask(filter), 0)
             available = selector.count
         if not available or not len(x_ND):
             return _nothing(len(x_ND), k)
         if selector is not None and self._faiss.filter_by == "none":
             return self._exact(x_ND, k, selector)
-        return self._search(x_ND, k, available, selector)
+        scores, positions = self._search(x_ND, k, available, effort or self.effort, selector)
+        return scores, self.keys.of(positions)
+
+    def key(self, row_id: str) -> int | None:
+        """The key of the row with this id, if it is in this shard."""
+        position = self.payload.position(row_id)
+        return None if position is None else int(self.keys.of(np.array([position]))[0])
 
     def _search(
-        self, x_ND: NDArray[np.float32], k: int, available: int, selector: KeySelector | None
+        self, x_ND: NDArray[np.float32], k: int, available: int, effort: Effort, selector: KeySelector | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         places = min(k + _TIE_SLACK, available)
-        scores, keys = self._faiss.search(x_ND, places, selector)
+        scores, keys = self._faiss.search(x_ND, places, effort, selector)
         best_scores, best_keys = merge([scores], [keys], k)
         # FAISS keeps an arbitrary few of the rows that tie for the last place; which ones would then depend
         # on how the rows were sharded. Ask for more until the tie is seen to end.
@@ -105,7 +124,7 @@ class Shard:
             if not len(open_ties) or places >= min(available, k + _TIE_LIMIT):
                 break
             places = min(places * 4, available, k + _TIE_LIMIT)
-            scores, keys = self._faiss.search(x_ND[open_ties], places, selector)
+            scores, keys = self._faiss.search(x_ND[open_ties], places, effort, selector)
             best_scores[open_ties], best_keys[open_ties] = merge([scores], [keys], k)
         return best_scores, best_keys
 
@@ -114,15 +133,15 @@ class Shard:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Exact search over the rows of `selector`, whose vectors are read from the table in blocks."""
         best = _nothing(len(x_ND), k)
-        offsets = selector.positions + self.info.start
+        offsets = self.keys.of(selector.positions)
         for start in range(0, len(offsets), _EXACT_BLOCK):
             block = offsets[start : start + _EXACT_BLOCK]
             best = exact_block(x_ND, take_vectors(self._embeddings, block), block, k, best)
         return best
 
 
-def verified_path(index_uri: str, info: ShardFile) -> str:
-    """A local path to the shard's file, its SHA-256 checked. Raises IndexArtefactError naming the file."""
+def verified_path(index_uri: str, info: File) -> str:
+    """A local path to a file of the index, its SHA-256 checked. Raises IndexArtefactError naming the file."""
     uri = storage.join(index_uri, info.file)
     for attempt in (0, 1):
         try:
@@ -130,7 +149,7 @@ def verified_path(index_uri: str, info: ShardFile) -> str:
             found = storage.sha256_file(path)
         except (storage.StorageError, OSError) as error:
             raise IndexArtefactError(
-                "the shard file is missing or cannot be read",
+                "the file is missing or cannot be read",
                 where=uri,
                 fix="copy it again, or build the index again",
             ) from error
@@ -144,6 +163,30 @@ def verified_path(index_uri: str, info: ShardFile) -> str:
         where=uri,
         fix="copy it again, or build the index again",
     )
+
+
+def open_keys(index_uri: str, info: ShardFile) -> Keys:
+    """The keys of a shard's rows. Raises IndexArtefactError if their file is altered."""
+    if info.keys is None:
+        assert info.start is not None  # the manifest has one or the other
+        return Keys(info.start, info.rows)
+    listed = np.load(verified_path(index_uri, info.keys))
+    if len(listed) != info.rows:
+        raise IndexArtefactError(
+            f"it holds {len(listed)} keys; the manifest says {info.rows}",
+            where=storage.join(index_uri, info.keys.file),
+            fix="build the index again",
+        )
+    return Keys(0, info.rows, listed)
+
+
+def read_columns(embeddings: EmbeddingsTable, keys: Keys, names: list[str]) -> pa.Table:
+    """The named columns of the rows of `keys`, in that order."""
+    if keys.listed is None:
+        return embeddings.columns(keys.start, keys.start + keys.rows, names)
+    if not keys.rows:
+        return embeddings.columns(0, 0, names)
+    return embeddings.dataset.take(keys.listed.tolist(), columns=names)
 
 
 def open_embeddings(manifest: Manifest) -> EmbeddingsTable:

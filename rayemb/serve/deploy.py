@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -108,8 +109,7 @@ class ShardServer:
     async def locate(self, item: str) -> int | None:
         """The key of the row with this id, if this shard holds it."""
         loop = asyncio.get_running_loop()
-        position = await loop.run_in_executor(self._pool, self._shard.payload.position, item)
-        return None if position is None else self._shard.info.start + position
+        return await loop.run_in_executor(self._pool, self._shard.key, item)
 
     async def ping(self) -> int:
         """The process id, as a sign of life."""
@@ -120,9 +120,9 @@ class ShardServer:
             scores, keys = self._shard.search(vectors, k, filter)
         except QueryError as error:
             return error
-        kept = sorted({int(key) for key in keys.flat if key >= 0})
-        rows = self._shard.payload.take([key - self._shard.info.start for key in kept])
-        return scores, keys, dict(zip(kept, rows, strict=True))
+        kept = np.unique(keys[keys >= 0])
+        rows = self._shard.payload.take(self._shard.keys.at(kept).tolist())
+        return scores, keys, dict(zip(kept.tolist(), rows, strict=True))
 
 
 class ServeArguments(Config):
