@@ -9,9 +9,9 @@ verify.py       checksums and recall     payload.py   ids, fields and filters he
 from rayemb.index.build import build_index
 from rayemb.index.config import IndexConfig
 from rayemb.index.errors import FilterError, IndexArtefactError, QueryError
+from rayemb.index.filters import Filter
 from rayemb.index.manifest import MANIFEST, Manifest, Recall, ShardFile, load_manifest
 from rayemb.index.merge import merge
-from rayemb.index.payload import Filter
 from rayemb.index.searcher import Hits, Index
 from rayemb.index.shard import Shard
 from rayemb.index.verify import VerifyReport, measure_recall, verify_index

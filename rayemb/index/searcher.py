@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from rayemb.data.embeddings import IMAGE, EmbeddingsTable
 from rayemb.index.errors import IndexArtefactError, QueryError
+from rayemb.index.filters import Filter
 from rayemb.index.manifest import Manifest, load_manifest
 from rayemb.index.merge import merge
-from rayemb.index.payload import Filter
 from rayemb.index.shard import Shard, check_queries, open_embeddings
 
 __all__ = ["Hits", "Index", "merge"]

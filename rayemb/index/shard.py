@@ -14,9 +14,10 @@ from rayemb import storage
 from rayemb.data.embeddings import ID, VECTOR, EmbeddingsTable
 from rayemb.index.errors import IndexArtefactError, QueryError
 from rayemb.index.faiss_index import FaissShard, KeySelector, load_index, reason
+from rayemb.index.filters import Filter
 from rayemb.index.manifest import Manifest, ShardFile
 from rayemb.index.merge import merge
-from rayemb.index.payload import Filter, Payload
+from rayemb.index.payload import Payload
 
 # Results asked for beyond k, so that a tie at the k-th place is seen and broken by key rather than by FAISS's
 # heap.
