@@ -33,14 +33,15 @@ def kind_of(kind: pa.DataType) -> str:
         names = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
         is_point = set(names) == {"lat", "lon"} and all(map(pa.types.is_floating, names.values()))
         return "point" if is_point else "other"
-    tests = {
-        "string": lambda: pa.types.is_string(kind) or pa.types.is_large_string(kind),
-        "boolean": lambda: pa.types.is_boolean(kind),
-        "integer": lambda: pa.types.is_integer(kind),
-        "number": lambda: pa.types.is_floating(kind),
-        "timestamp": lambda: pa.types.is_timestamp(kind) or pa.types.is_date(kind),
-    }
-    return next((name for name, is_it in tests.items() if is_it()), "other")
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "string"
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "timestamp"
+    return "number" if pa.types.is_floating(kind) else "other"
 
 
 class Column:
@@ -186,7 +187,7 @@ class _Sorted:
 
     def within(self, intervals: Sequence[tuple[np.generic, np.generic]]) -> Mask:
         """The rows whose number lies in one of the closed `intervals`."""
-        mask = np.zeros(self._rows, np.bool_)
+        mask: Mask = np.zeros(self._rows, np.bool_)
         if not intervals:
             return mask
         lows, highs = (np.array(side, self._numbers.dtype) for side in zip(*intervals, strict=True))

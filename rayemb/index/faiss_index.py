@@ -9,6 +9,8 @@ import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from rayemb.index.selection import Selection
+
 # FAISS's stubs lack the keyword constructors and several types.
 faiss: Any = _faiss
 
@@ -101,41 +103,12 @@ def reason(error: RuntimeError) -> str:
     return " ".join(str(error).rsplit("Error: ", 1)[-1].split())
 
 
-class KeySelector:
-    """The rows of a shard that pass a filter, in the form that FAISS tests row by row.
-
-    Args:
-        mask_R: bool `(R,)`, True for the rows that pass.
-        start: key of the shard's first row.
-    """
-
-    def __init__(self, mask_R: NDArray[np.bool_], start: int) -> None:
-        self.count = int(np.count_nonzero(mask_R))
-        self.positions = np.flatnonzero(mask_R).astype(np.int64)
-        self._mask_R, self._start = mask_R, start
-
-    def by_position(self) -> Any:
-        """The selector over positions `0 .. R-1`."""
-        return faiss.IDSelectorBitmap(np.packbits(self._mask_R, bitorder="little"))
-
-    def by_key(self) -> Any:
-        """The selector over keys `start .. start+R-1`."""
-        # Bits of keys below `start` are never read; the pages of zeros they lie in are never materialised.
-        first = self._start // 8
-        bits = np.packbits(np.concatenate([np.zeros(self._start % 8, np.bool_), self._mask_R]), bitorder="little")
-        bitmap = np.zeros(first + len(bits), np.uint8)
-        bitmap[first:] = bits
-        return faiss.IDSelectorBitmap(bitmap)
-
-
 class FaissShard:
     """One loaded FAISS index whose key of row `i` is `start + i`. Searches never change it: any thread may
     search.
 
-    `filter_by` says how a filter is answered: `selector` (FAISS skips the rows that fail; IVF probes every
-    list, because at 1 % selectivity the usual probes find less than half), `storage` (HNSW: exact over the
-    vectors it keeps, because its graph falls apart under a filter), `none` (the type cannot: the caller
-    scores the rows).
+    `takes_selector`: whether FAISS can be told to skip rows; else the caller drops or scores them.
+    `is_graph`: HNSW, whose graph falls apart where few rows pass.
     """
 
     def __init__(self, index: Any, start: int, nprobe: int, ef_search: int) -> None:
@@ -145,63 +118,66 @@ class FaissShard:
         inner = self.index
         if isinstance(inner, faiss.IndexIDMap):
             inner = faiss.downcast_index(inner.index)
-        self._inner = inner
-        ivf = faiss.try_extract_index_ivf(self.index)
-        self._every_list = int(ivf.nlist) if ivf is not None else 0
-        self._storage = faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else None
-        self.filter_by = self._how_to_filter()
+        self.inner = inner
+        self.ivf = faiss.try_extract_index_ivf(self.index)
+        self.is_graph = isinstance(inner, faiss.IndexHNSW)
+        self.takes_selector = self._takes_selector()
 
     def search(
-        self, x_ND: NDArray[np.float32], k: int, selector: KeySelector | None = None
+        self, x_ND: NDArray[np.float32], k: int, selection: Selection | None = None, *, ef_search: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and keys `(N, k)`, key -1 where FAISS found no more. Order among ties is FAISS's own."""
-        if selector is None:
-            return self._run(self.index, x_ND, k, self._parameters(self._inner, None, self.nprobe))
-        if self.filter_by == "storage":
-            scores, positions = self._run(self._storage, x_ND, k, faiss.SearchParameters(sel=selector.by_position()))
-            return scores, np.where(positions >= 0, positions + self.start, -1)
-        parameters = self._parameters(self._inner, selector.by_key(), self._every_list)
-        return self._run(self.index, x_ND, k, parameters)
+        """Scores and keys `(N, k)`, key -1 where FAISS found no more. Order among ties is FAISS's own.
 
-    def _how_to_filter(self) -> str:
-        if self._storage is not None:
-            return "storage"
-        if isinstance(self._inner, faiss.IndexRefine):
-            return "none"  # its selector would see positions where the id map has keys
-        if any(isinstance(part, faiss.IndexHNSW) for part in _parts(self._inner)):
-            return "none"  # a graph below a transformation
+        With a `selection` only of its rows; IVF probes `nprobe` lists then too.
+        """
+        ef_search = ef_search or self.ef_search
+        if selection is None or self.inner is self.index:
+            by_key = selection.by_key if selection else None
+            scores, keys = self.index.search(x_ND, k, params=self._parameters(self.inner, by_key, ef_search))
+            return scores, keys
+        # Past the id map, whose translation of each position costs more than the test of its bit.
+        parameters = self._parameters(self.inner, selection.by_position, ef_search)
+        scores, positions = self.inner.search(x_ND, k, params=parameters)
+        return scores, np.where(positions >= 0, positions + self.start, -1)
+
+    def transformed(self, x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Queries as the IVF index inside sees them: after PCA, OPQ and the like."""
+        index = self.index
+        while isinstance(index, faiss.IndexPreTransform):
+            for i in range(index.chain.size()):
+                x_ND = faiss.downcast_VectorTransform(index.chain.at(i)).apply(x_ND)
+            index = faiss.downcast_index(index.index)
+        return x_ND
+
+    def _takes_selector(self) -> bool:
+        if isinstance(self.inner, faiss.IndexRefine):
+            return False  # its selector would see positions where the id map has keys
+        if not self.is_graph and any(isinstance(part, faiss.IndexHNSW) for part in _parts(self.inner)):
+            return False  # a graph below a transformation
         # Asked rather than listed: which types take a selector changes between FAISS releases.
-        nobody = faiss.IDSelectorBitmap(np.zeros(1, np.uint8))
         try:
-            self.index.search(np.zeros((1, self.dim), np.float32), 1, params=self._parameters(self._inner, nobody, 1))
+            self.search(np.zeros((1, self.dim), np.float32), 1, Selection(np.zeros(self.rows, np.bool_), self.start))
         except RuntimeError:
-            return "none"
-        return "selector"
+            return False
+        return True
 
-    def _parameters(self, index: Any, selector: Any, nprobe: int) -> Any:
+    def _parameters(self, index: Any, selector: Any, ef_search: int) -> Any:
         """Per-call settings: setting `index.nprobe` instead would race with the searches of other threads."""
         chosen = {} if selector is None else {"sel": selector}
         if isinstance(index, faiss.IndexIVF):
-            return faiss.SearchParametersIVF(nprobe=nprobe, **chosen)
+            return faiss.SearchParametersIVF(nprobe=self.nprobe, **chosen)
         if isinstance(index, faiss.IndexHNSW):
-            return faiss.SearchParametersHNSW(efSearch=self.ef_search, **chosen)
+            return faiss.SearchParametersHNSW(efSearch=ef_search, **chosen)
         if isinstance(index, faiss.IndexPreTransform):
-            inner = self._parameters(faiss.downcast_index(index.index), selector, nprobe)
-            if inner is None or self.index is not index:
-                return inner  # below an id map the selector must lie on top to be translated
+            inner = self._parameters(faiss.downcast_index(index.index), selector, ef_search)
+            if inner is None or (self.index is not index and selector is None):
+                return inner  # an id map hands it on as it is
             return faiss.SearchParametersPreTransform(index_params=inner)
         if isinstance(index, faiss.IndexRefine):
-            base = self._parameters(faiss.downcast_index(index.base_index), selector, nprobe)
+            base = self._parameters(faiss.downcast_index(index.base_index), selector, ef_search)
             factor = index.k_factor
             return faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base) if base else None
         return faiss.SearchParameters(**chosen) if chosen else None
-
-    @staticmethod
-    def _run(
-        index: Any, x_ND: NDArray[np.float32], k: int, parameters: Any
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        scores, keys = index.search(x_ND, k, params=parameters)
-        return scores, keys
 
 
 def _parts(index: Any) -> list[Any]:

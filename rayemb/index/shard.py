@@ -3,6 +3,7 @@
 Shape suffixes: N queries, D dimensions, K results.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from rayemb import storage
 from rayemb.data.embeddings import ID, VECTOR, EmbeddingsTable
 from rayemb.index.errors import IndexArtefactError, QueryError
-from rayemb.index.faiss_index import FaissShard, KeySelector, load_index, reason
+from rayemb.index.faiss_index import FaissShard, load_index, reason
 from rayemb.index.filters import Filter
 from rayemb.index.manifest import Manifest, ShardFile
 from rayemb.index.merge import merge
 from rayemb.index.payload import Payload
+from rayemb.index.selection import Selections
+from rayemb.index.strategy import FilteredSearch, Search
 
 # Results asked for beyond k, so that a tie at the k-th place is seen and broken by key rather than by FAISS's
 # heap.
@@ -27,6 +30,18 @@ _TIE_LIMIT = 4096
 _EXACT_BLOCK = 32_768
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a shard found: scores `(N, k)` float32, keys `(N, k)` int64, padded with -inf and -1.
+
+    `strategy`: `index` (no filter), or how the filter was answered: `exact`, `selector`, `overfetch`.
+    """
+
+    scores: NDArray[np.float32]
+    keys: NDArray[np.int64]
+    strategy: str
+
+
 class Shard:
     """Rows `start .. stop-1` of an index; opened by `Shard.open`. Threads may share it."""
 
@@ -34,6 +49,8 @@ class Shard:
         self.info, self.payload = info, payload
         self.rows, self.dim = info.rows, faiss_shard.dim
         self._faiss, self._embeddings = faiss_shard, embeddings
+        self._selections = Selections(payload, info.start)
+        self._filtered = FilteredSearch(faiss_shard, self._exact)
 
     @classmethod
     def open(cls, index_uri: str, manifest: Manifest, i: int, embeddings: EmbeddingsTable | None = None) -> "Shard":
@@ -68,8 +85,7 @@ class Shard:
         Args:
             vectors: `(N, D)` float32, finite; unit length for cosine scores.
             k: results per query, >= 1.
-            filter: column to value; only rows that equal all of them are found. The search is then exact for
-                types that store whole vectors, however few rows pass.
+            filter: only rows that pass are found (`rayemb.index.filters`).
 
         Returns:
             Scores `(N, k)` float32 (inner products, or the type's estimate of them), best first, and keys
@@ -77,25 +93,42 @@ class Shard:
 
         Raises:
             QueryError: wrong dimension, NaN or infinity, k below 1.
-            FilterError: unknown field, or a value of another type.
+            FilterError: no filter, an unknown field, or a value of another type.
         """
+        answer = self.answer(vectors, k, filter)
+        return answer.scores, answer.keys
+
+    def answer(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> "Answer":
+        """As `search`, with the strategy that was used."""
         x_ND = check_queries(vectors, self.dim, k)
-        selector = None
-        available = self.rows
-        if filter:
-            selector = KeySelector(self.payload.mask(filter), self.info.start)
-            available = selector.count
-        if not available or not len(x_ND):
-            return _nothing(len(x_ND), k)
-        if selector is not None and self._faiss.filter_by == "none":
-            return self._exact(x_ND, k, selector)
-        return self._search(x_ND, k, available, selector)
+        if not filter:
+            return Answer(*self._search(x_ND, k, self.rows, self._faiss.search), "index")
+        selection = self._selections(filter)
+        if not selection.count or not len(x_ND):
+            return Answer(*_nothing(len(x_ND), k), "exact")
+        strategy = self._filtered.plan(selection, len(x_ND), k)
+        if strategy == "exact" and self._filtered.stored:
+            return Answer(*self._filtered.search(x_ND, k, selection, strategy), strategy)
+
+        def search(x_ND: NDArray[np.float32], places: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            return self._filtered.search(x_ND, places, selection, strategy)
+
+        return Answer(*self._search(x_ND, k, selection.count, search), strategy)
+
+    def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The whole vectors `(len(positions), D)` of rows of this shard: of the index if it keeps them, else the
+        table's.
+        """
+        stored = self._filtered.stored
+        return stored.take(positions) if stored else take_vectors(self._embeddings, positions + self.info.start)
 
     def _search(
-        self, x_ND: NDArray[np.float32], k: int, available: int, selector: KeySelector | None
+        self, x_ND: NDArray[np.float32], k: int, available: int, search: Search
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if not available or not len(x_ND):
+            return _nothing(len(x_ND), k)
         places = min(k + _TIE_SLACK, available)
-        scores, keys = self._faiss.search(x_ND, places, selector)
+        scores, keys = search(x_ND, places)
         best_scores, best_keys = merge([scores], [keys], k)
         # FAISS keeps an arbitrary few of the rows that tie for the last place; which ones would then depend
         # on how the rows were sharded. Ask for more until the tie is seen to end.
@@ -106,16 +139,16 @@ class Shard:
             if not len(open_ties) or places >= min(available, k + _TIE_LIMIT):
                 break
             places = min(places * 4, available, k + _TIE_LIMIT)
-            scores, keys = self._faiss.search(x_ND[open_ties], places, selector)
+            scores, keys = search(x_ND[open_ties], places)
             best_scores[open_ties], best_keys[open_ties] = merge([scores], [keys], k)
         return best_scores, best_keys
 
     def _exact(
-        self, x_ND: NDArray[np.float32], k: int, selector: KeySelector
+        self, x_ND: NDArray[np.float32], k: int, positions: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Exact search over the rows of `selector`, whose vectors are read from the table in blocks."""
+        """Exact search over the rows at `positions`, whose vectors are read from the table in blocks."""
         best = _nothing(len(x_ND), k)
-        offsets = selector.positions + self.info.start
+        offsets = positions + self.info.start
         for start in range(0, len(offsets), _EXACT_BLOCK):
             block = offsets[start : start + _EXACT_BLOCK]
             best = exact_block(x_ND, take_vectors(self._embeddings, block), block, k, best)
