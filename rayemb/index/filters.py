@@ -80,6 +80,23 @@ class Condition(_Strict):
 _OPERATORS = [info.alias or name for name, info in Condition.model_fields.items()]
 
 
+def filter_schemas() -> dict[str, dict[str, Any]]:
+    """JSON schemas of the language for an OpenAPI document's components, by name; the filter's is `Filter`."""
+    condition = Condition.model_json_schema(ref_template="#/components/schemas/{model}")
+    found: dict[str, dict[str, Any]] = condition.pop("$defs")
+    itself = {"$ref": "#/components/schemas/Filter"}
+    several = {"type": "array", "items": itself, "minItems": 1}
+    value = {"anyOf": [{"type": ["string", "number", "boolean", "null"]}, {"$ref": "#/components/schemas/Condition"}]}
+    found["Condition"] = {**condition, "minProperties": 1}
+    found["Filter"] = {
+        "type": "object",
+        "description": "column: value (equality; null: missing) or column: condition; all of them hold",
+        "properties": {AND: several, OR: several, NOT: itself},
+        "additionalProperties": value,
+    }
+    return found
+
+
 @dataclass(frozen=True)
 class Leaf:
     """A condition on one column; a plain value stands for equality, None for a missing value."""

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -16,17 +15,10 @@ from rayemb.index.errors import IndexArtefactError, QueryError
 from rayemb.index.filters import Filter
 from rayemb.index.manifest import Manifest, load_manifest
 from rayemb.index.merge import merge
-from rayemb.index.shard import Shard, check_queries, open_embeddings
+from rayemb.index.queries import Hits, Query, answer
+from rayemb.index.shard import Answer, Shard, check_queries, open_embeddings
 
 __all__ = ["Hits", "Index", "merge"]
-
-
-@dataclass(frozen=True)
-class Hits:
-    """The answer to N queries: scores `(N, k)` float32 and keys `(N, k)` int64, padded with -inf and -1."""
-
-    scores: NDArray[np.float32]
-    keys: NDArray[np.int64]
 
 
 class Index:
@@ -102,20 +94,38 @@ class Index:
         """
         x_ND = check_queries(vectors, self.dim, k)
         if self._pool is None:
-            return Hits(*self.shards[0].search(x_ND, k, filter))
-        found = list(self._pool.map(lambda shard: shard.search(x_ND, k, filter), self.shards))
-        return Hits(*merge([scores for scores, _ in found], [keys for _, keys in found], k))
+            return self._joined([self.shards[0].answer(x_ND, k, filter)], k)
+        return self._joined(list(self._pool.map(lambda shard: shard.answer(x_ND, k, filter), self.shards)), k)
+
+    def words(self, text: str, k: int, filter: Filter | None = None) -> Hits:
+        """The `k` best rows by BM25 for the words of `text`, as of one query `(1, k)`.
+
+        Raises QueryError if the index has no lexical half (`build_lexical`), FilterError as `search` does.
+        """
+        return self._joined([shard.words(text, k, filter) for shard in self.shards], k)
+
+    def query(self, vector: ArrayLike | None, query: Query) -> Hits:
+        """One query of any kind, `(1, <= results)`: see `rayemb.index.queries`."""
+        return answer(self, vector, query)
+
+    def vectors(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The whole vectors `(len(keys), D)` of rows, from the index where it keeps them, else from the table.
+
+        Raises QueryError for a key of no row.
+        """
+        wanted, owners = self._owners(keys)
+        found = np.empty((len(wanted), self.dim), np.float32)
+        for owner in np.unique(owners).tolist():
+            own = owners == owner
+            found[own] = self.shards[owner].vectors(wanted[own] - self._starts[owner])
+        return found
 
     def payload(self, keys: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
         """Id and payload columns of the rows `keys` `(K,)`, in that order, from memory.
 
         Raises QueryError for a key of no row, such as the -1 of an empty place: drop those first.
         """
-        wanted = np.asarray(keys, np.int64).reshape(-1)
-        outside = wanted[(wanted < 0) | (wanted >= self.rows)]
-        if len(outside):
-            raise QueryError(f"there is no row {int(outside[0])}", where="keys", fix=f"keys are 0 to {self.rows - 1}")
-        owners = np.searchsorted(self._starts, wanted, side="right") - 1
+        wanted, owners = self._owners(keys)
         positions = wanted - self._starts[owners]
         if len(self.shards) == 1:
             return self.shards[0].payload.take(positions.tolist())
@@ -141,6 +151,21 @@ class Index:
             return None
         image: bytes | None = self.embeddings.take([key], [IMAGE])[0][IMAGE]
         return image
+
+    def _owners(self, keys: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The keys, and the shard that each belongs to."""
+        wanted = np.asarray(keys, np.int64).reshape(-1)
+        outside = wanted[(wanted < 0) | (wanted >= self.rows)]
+        if len(outside):
+            raise QueryError(f"there is no row {int(outside[0])}", where="keys", fix=f"keys are 0 to {self.rows - 1}")
+        return wanted, np.searchsorted(self._starts, wanted, side="right") - 1
+
+    def _joined(self, answers: list[Answer], k: int) -> Hits:
+        strategies = tuple(each.strategy for each in answers)
+        if len(answers) == 1:
+            return Hits(answers[0].scores, answers[0].keys, strategies)
+        scores, keys = [each.scores for each in answers], [each.keys for each in answers]
+        return Hits(*merge(scores, keys, k), strategies)
 
     def close(self) -> None:
         """Stops the search threads; files stay mapped until the object goes."""

@@ -5,7 +5,7 @@ Shape suffixes: N queries, D dimensions, K results.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -16,6 +16,7 @@ from rayemb.data.embeddings import ID, VECTOR, EmbeddingsTable
 from rayemb.index.errors import IndexArtefactError, QueryError
 from rayemb.index.faiss_index import FaissShard, load_index, reason
 from rayemb.index.filters import Filter
+from rayemb.index.lexical import LexicalShard, load_lexical, mapped_table
 from rayemb.index.manifest import Manifest, ShardFile
 from rayemb.index.merge import merge
 from rayemb.index.payload import Payload
@@ -45,10 +46,17 @@ class Answer:
 class Shard:
     """Rows `start .. stop-1` of an index; opened by `Shard.open`. Threads may share it."""
 
-    def __init__(self, info: ShardFile, faiss_shard: FaissShard, embeddings: EmbeddingsTable, payload: Payload) -> None:
+    def __init__(
+        self,
+        info: ShardFile,
+        faiss_shard: FaissShard,
+        embeddings: EmbeddingsTable,
+        payload: Payload,
+        lexical: LexicalShard | None = None,
+    ) -> None:
         self.info, self.payload = info, payload
         self.rows, self.dim = info.rows, faiss_shard.dim
-        self._faiss, self._embeddings = faiss_shard, embeddings
+        self._faiss, self._embeddings, self._lexical = faiss_shard, embeddings, lexical
         self._selections = Selections(payload, info.start)
         self._filtered = FilteredSearch(faiss_shard, self._exact)
 
@@ -75,7 +83,7 @@ class Shard:
                 fix="build the index again",
             )
         columns = embeddings.columns(info.start, info.stop, [ID, *embeddings.payload_columns])
-        return cls(info, loaded, embeddings, Payload(columns))
+        return cls(info, loaded, embeddings, Payload(columns), open_lexical(index_uri, manifest, i))
 
     def search(
         self, vectors: ArrayLike, k: int, filter: Filter | None = None
@@ -114,6 +122,18 @@ class Shard:
             return self._filtered.search(x_ND, places, selection, strategy)
 
         return Answer(*self._search(x_ND, k, selection.count, search), strategy)
+
+    def words(self, text: str, k: int, filter: Filter | None = None) -> Answer:
+        """The `k` best rows of this shard by BM25 for the words of `text`, as for one query `(1, k)`.
+
+        Raises QueryError if the index has no lexical half.
+        """
+        if self._lexical is None:
+            fix = "build it with `rayemb.index.build_lexical`"
+            raise QueryError("the index has vectors only, no words", where="hybrid", fix=fix)
+        mask = self._selections(filter).mask() if filter else None
+        scores, keys = self._lexical.search(text, k, mask)
+        return Answer(scores[None], keys[None], "words")
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """The whole vectors `(len(positions), D)` of rows of this shard: of the index if it keeps them, else the
@@ -155,8 +175,18 @@ class Shard:
         return best
 
 
-def verified_path(index_uri: str, info: ShardFile) -> str:
-    """A local path to the shard's file, its SHA-256 checked. Raises IndexArtefactError naming the file."""
+class Checked(Protocol):
+    """A file below an index, with its checksum."""
+
+    @property
+    def file(self) -> str: ...  # noqa: D102
+
+    @property
+    def sha256(self) -> str: ...  # noqa: D102
+
+
+def verified_path(index_uri: str, info: Checked) -> str:
+    """A local path to the file, its SHA-256 checked. Raises IndexArtefactError naming the file."""
     uri = storage.join(index_uri, info.file)
     for attempt in (0, 1):
         try:
@@ -177,6 +207,25 @@ def verified_path(index_uri: str, info: ShardFile) -> str:
         f"the checksum differs (sha256 {found[:12]}..., the manifest says {info.sha256[:12]}...)",
         where=uri,
         fix="copy it again, or build the index again",
+    )
+
+
+def open_lexical(index_uri: str, manifest: Manifest, i: int) -> LexicalShard | None:
+    """Shard `i` of the lexical index beside the index of `manifest`, checksums verified; None if there is none.
+
+    Raises IndexArtefactError naming the file that is missing or altered.
+    """
+    built = load_lexical(index_uri, manifest)
+    if built is None:
+        return None
+    info = built.shards[i]
+    return LexicalShard(
+        mapped_table(verified_path(index_uri, info)),
+        mapped_table(verified_path(index_uri, built.terms)),
+        rows=info.rows,
+        start=info.start,
+        all_rows=built.embeddings.rows,
+        length=built.length,
     )
 
 

@@ -9,7 +9,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -25,7 +25,7 @@ from rayemb.cluster import require_cpus
 from rayemb.config import Config, from_mapping
 from rayemb.data.config import EmbedWhat
 from rayemb.index import Manifest, QueryError, Shard
-from rayemb.index.shard import open_embeddings
+from rayemb.index.shard import Answer, open_embeddings
 from rayemb.models import ImageError, Model, model_digest
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, shard_names, use_threads
@@ -36,6 +36,8 @@ from rayemb.serve.spread import SpreadEngine
 logger = logging.getLogger(__name__)
 
 APP_NAME = "rayemb"
+# Scores and keys `(n, k)`, the rows of those keys, the strategy.
+ShardAnswer = tuple[Vectors, Any, dict[int, dict[str, Any]], str]
 _POLL_S = 0.2
 
 
@@ -99,11 +101,13 @@ class ShardServer:
         self._shard = Shard.open(index_uri, manifest, number)
         self._pool = ThreadPoolExecutor(4, "rayemb-shard", use_threads, (config.threads,))
 
-    async def search(
-        self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None
-    ) -> tuple[Vectors, Any, dict[int, dict[str, Any]]] | QueryError:
-        """Scores and keys `(n, k)` and the rows of those keys, or what is wrong with the query."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._search, vectors, k, filter)
+    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> ShardAnswer | QueryError:
+        """Scores and keys `(n, k)`, the rows of those keys and the strategy, or what is wrong with the query."""
+        return await self._run(self._shard.answer, vectors, k, filter)
+
+    async def words(self, text: str, k: int, filter: Mapping[str, Any] | None) -> ShardAnswer | QueryError:
+        """As `search`, for the words of one text."""
+        return await self._run(self._shard.words, text, k, filter)
 
     async def locate(self, item: str) -> int | None:
         """The key of the row with this id, if this shard holds it."""
@@ -115,14 +119,17 @@ class ShardServer:
         """The process id, as a sign of life."""
         return os.getpid()
 
-    def _search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Any:
+    async def _run(self, work: Callable[..., Answer], *args: Any) -> ShardAnswer | QueryError:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._answered, work, *args)
+
+    def _answered(self, work: Callable[..., Answer], *args: Any) -> ShardAnswer | QueryError:
         try:
-            scores, keys = self._shard.search(vectors, k, filter)
+            found = work(*args)
         except QueryError as error:
             return error
-        kept = sorted({int(key) for key in keys.flat if key >= 0})
+        kept = sorted({int(key) for key in found.keys.flat if key >= 0})
         rows = self._shard.payload.take([key - self._shard.info.start for key in kept])
-        return scores, keys, dict(zip(kept, rows, strict=True))
+        return found.scores, found.keys, dict(zip(kept, rows, strict=True)), found.strategy
 
 
 class ServeArguments(Config):

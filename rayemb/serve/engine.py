@@ -10,13 +10,13 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import faiss
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from rayemb.data.config import EmbedWhat
 from rayemb.data.embeddings import EmbeddingsTable
-from rayemb.index import Index, IndexArtefactError, Manifest, load_manifest
+from rayemb.index import Hits, Index, IndexArtefactError, Manifest, Query, load_manifest
+from rayemb.index.columns import kind_of
 from rayemb.models import PADDING, Model
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
@@ -32,13 +32,14 @@ _POOL_THREADS = 8
 class Found:
     """What a search gave: `scores` `(n, k)` float32 and `keys` `(n, k)` int64, padded with -inf and -1.
 
-    `rows` has id and payload of every key in `keys` (-1 apart).
+    `rows` has id and payload of every key in `keys` (-1 apart); `strategies` are those of `rayemb.index.Hits`.
     """
 
     scores: Vectors
     keys: NDArray[np.int64]
     rows: Mapping[int, dict[str, Any]]
     missing_shards: list[str] = field(default_factory=list)
+    strategies: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Engine(Protocol):
 
     async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
         """The k best for each vector, payloads included: in `spread`, a further trip costs time."""
+        ...
+
+    async def query(self, vector: Vectors | None, query: Query) -> Found:
+        """A search of any other kind, of one vector `(D,)` or of examples: `n` is 1, nothing is padded."""
         ...
 
     async def image(self, item: str) -> bytes | None:
@@ -145,6 +150,7 @@ class Encoder:
 
 def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
     """What a gateway says about the index of `manifest`."""
+    fields = embeddings.dataset.schema
     return Description(
         index_version=manifest.version,
         model_digest=manifest.model_digest,
@@ -158,21 +164,11 @@ def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
             for name, shard in zip(shard_names(manifest), manifest.shards, strict=True)
         ],
         payload_columns=embeddings.payload_columns,
-        payload_types={name: _type(embeddings.dataset.schema.field(name).type) for name in embeddings.payload_columns},
+        payload_types={
+            name: kind_of(embeddings.dataset.schema.field(name).type) for name in embeddings.payload_columns
+        },
         has_images=embeddings.has_images,
     )
-
-
-def _type(kind: pa.DataType) -> str:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "string"
-    if pa.types.is_boolean(kind):
-        return "boolean"
-    if pa.types.is_integer(kind):
-        return "integer"
-    return "number" if pa.types.is_floating(kind) else "other"
 
 
 def shard_names(manifest: Manifest) -> list[str]:
@@ -213,9 +209,16 @@ class LocalEngine:
         return await self._run(self._search, vectors, k, filter)
 
     def _search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
-        hits = self._index.search(vectors, k, filter)
+        return self._found(self._index.search(vectors, k, filter))
+
+    async def query(self, vector: Vectors | None, query: Query) -> Found:
+        """A search of any other kind."""
+        return await self._run(lambda: self._found(self._index.query(vector, query)))
+
+    def _found(self, hits: Hits) -> Found:
         keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
-        return Found(hits.scores, hits.keys, dict(zip(keys, self._index.payload(keys), strict=True)))
+        rows = dict(zip(keys, self._index.payload(keys), strict=True))
+        return Found(hits.scores, hits.keys, rows, strategies=hits.strategies)
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none."""

@@ -1,0 +1,191 @@
+"""BM25 over a text column, shard by shard beside the vectors: the words a query names, found by letter.
+
+The score of a row is `sum over the query's terms of idf * tf / (tf + k1 (1 - b + b length / mean length))` with
+`idf = ln(1 + (N - n + 0.5) / (n + 0.5))` (Robertson and Zaragoza, 2009; the form of Lucene and bm25s). Counts are
+stored and not scores, unlike bm25s: rows, terms and lengths of all shards are summed first, so that a sharded index
+scores like a whole one, and a new shard needs no other to be written again.
+
+`build_lexical` (in `lexical_build.py`) writes, below the index: `lexical.json`, last and in one step, and a folder of
+Arrow IPC files: `shard-NNNNN.arrow` (term, rows, counts), `terms.arrow` (term, rows of all shards that have it).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rayemb import storage
+from rayemb.index.errors import IndexArtefactError
+from rayemb.index.manifest import EmbeddingsRef, Manifest, ShardFile
+from rayemb.index.stored import best_of
+
+LEXICAL = "lexical.json"
+K1, B = 1.2, 0.75
+
+# Letters and digits of any script; what is glued together by other characters is several words.
+_WORD = re.compile(r"[^\W_]+")
+# Below this share of the rows, adding up by row is faster than a score for every row.
+_SPARSE = 8
+
+Floats = NDArray[np.float32]
+Keys = NDArray[np.int64]
+
+
+def words(text: str) -> list[str]:
+    """The terms of a text: its words in lower case, by Unicode's rules; no stemming, no stop words."""
+    return _WORD.findall(text.casefold())
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class TermsFile(_Part):
+    """All terms of the index and in how many rows each occurs."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+class LexicalManifest(_Part):
+    """What the lexical index is of, and its files."""
+
+    format: Literal[1] = 1
+    embeddings: EmbeddingsRef
+    column: str = Field(description="the payload column whose texts it holds")
+    length: int = Field(ge=0, description="words of all rows together")
+    terms: TermsFile
+    shards: tuple[ShardFile, ...] = Field(min_length=1, description="the rows of each are those of the index's shard")
+
+    def fits(self, manifest: Manifest) -> bool:
+        """Whether it was built of the same rows, sharded in the same way, as the index of `manifest`."""
+        mine, its = ([(shard.start, shard.stop) for shard in each.shards] for each in (self, manifest))
+        return self.embeddings == manifest.embeddings and mine == its
+
+
+def postings(texts: Iterable[str | None]) -> pa.Table:
+    """Term, positions of the rows that have it, and how often each has it: a table ordered by term."""
+    found: dict[str, tuple[list[int], list[int]]] = {}
+    for position, text in enumerate(texts):
+        for term, count in Counter(words(text or "")).items():
+            rows, counts = found.setdefault(term, ([], []))
+            rows.append(position)
+            counts.append(count)
+    terms = sorted(found)
+    return pa.table(
+        {
+            "term": pa.array(terms, pa.large_string()),
+            "rows": pa.array([found[term][0] for term in terms], pa.large_list(pa.int32())),
+            "counts": pa.array([found[term][1] for term in terms], pa.large_list(pa.int32())),
+        }
+    )
+
+
+def terms_of(parts: Sequence[pa.Table]) -> pa.Table:
+    """Term and number of rows that have it, over the postings of all shards, ordered by term."""
+    counted = [pa.table({"term": part["term"], "rows": pc.list_value_length(part["rows"])}) for part in parts]
+    summed = pa.concat_tables(counted).group_by("term").aggregate([("rows", "sum")])
+    return pa.table({"term": summed["term"], "rows": summed["rows_sum"].cast(pa.int64())}).sort_by("term")
+
+
+class LexicalShard:
+    """The words of one shard's rows. Threads may share it.
+
+    Args:
+        found: `postings` of the rows.
+        terms: `terms_of` all shards.
+        rows: rows of this shard; `start`: key of the first.
+        all_rows, length: rows and words of all shards.
+    """
+
+    def __init__(self, found: pa.Table, terms: pa.Table, *, rows: int, start: int, all_rows: int, length: int) -> None:
+        self.rows, self.start = rows, start
+        self._own, self._all = _Terms(found["term"]), _Terms(terms["term"])
+        self._frequency = terms["rows"].combine_chunks().to_numpy()
+        lists = found["rows"].combine_chunks()
+        lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+        self._ends = lists.offsets.to_numpy()
+        self._rows = lists.values.to_numpy()
+        counts = found["counts"].combine_chunks()
+        counts = counts.chunk(0) if isinstance(counts, pa.ChunkedArray) else counts
+        self._counts = counts.values.to_numpy()
+        lengths = np.bincount(self._rows, self._counts, minlength=rows)
+        mean = length / all_rows if length else 1.0
+        self._norm = (K1 * (1 - B + B * lengths / mean)).astype(np.float32)
+        self._all_rows = all_rows
+
+    def search(self, text: str, k: int, mask_R: NDArray[np.bool_] | None = None) -> tuple[Floats, Keys]:
+        """Scores and keys `(k,)` of the best rows that have one of the words of `text`, and pass `mask_R`.
+
+        Best first, lowest key first among equal scores; padded with -inf and -1.
+        """
+        rows, scores = self._scored(text)
+        if mask_R is not None:
+            passing = mask_R[rows]
+            rows, scores = rows[passing], scores[passing]
+        best_scores, best_keys = best_of(scores[None].astype(np.float32), rows + self.start, k)
+        return best_scores[0], best_keys[0]
+
+    def _scored(self, text: str) -> tuple[Keys, NDArray[np.float64]]:
+        """Positions of the rows with one of the words, ascending, and their scores."""
+        all_rows, all_scores = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
+        for term, times in Counter(words(text)).items():
+            own = self._own.place(term)
+            if own is None:
+                continue
+            rows, counts = (each[self._ends[own] : self._ends[own + 1]] for each in (self._rows, self._counts))
+            there = int(self._frequency[self._all.place(term)])
+            idf = np.log1p((self._all_rows - there + 0.5) / (there + 0.5))
+            all_rows.append(rows)
+            all_scores.append(np.float32(times * idf) * counts / (counts + self._norm[rows]))
+        rows, scores = np.concatenate(all_rows), np.concatenate(all_scores)
+        if len(rows) * _SPARSE > self.rows:
+            summed = np.bincount(rows, scores, minlength=self.rows).astype(np.float64)
+            found = np.flatnonzero(summed).astype(np.int64)
+            return found, summed[found]
+        few, at = np.unique(rows, return_inverse=True)
+        return few.astype(np.int64), np.bincount(at, scores, minlength=len(few)).astype(np.float64)
+
+
+class _Terms:
+    """Where a term stands in an ordered column: a binary search, no dictionary in memory."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        array = column.combine_chunks()
+        self._terms: pa.Array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+
+    def place(self, term: str) -> int | None:
+        low, high = 0, len(self._terms)
+        while low < high:
+            middle = (low + high) // 2
+            if self._terms[middle].as_py() < term:
+                low = middle + 1
+            else:
+                high = middle
+        return low if low < len(self._terms) and self._terms[low].as_py() == term else None
+
+
+def mapped_table(path: str) -> pa.Table:
+    """The table in an Arrow file, its pages shared and read on first use."""
+    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+
+
+def load_lexical(index_uri: str, manifest: Manifest) -> LexicalManifest | None:
+    """What lies beside the index at `index_uri`; None if there is none, or of other rows than the index's."""
+    uri = storage.join(index_uri, LEXICAL)
+    if not storage.exists(uri):
+        return None
+    try:
+        found = LexicalManifest.model_validate_json(storage.read_bytes(uri))
+    except ValidationError as error:
+        fix = "build it again with `rayemb index lexical`"
+        raise IndexArtefactError(f"the lexical manifest is not whole ({error.error_count()} problems)", where=uri,
+                                 fix=fix) from error  # fmt: skip
+    return found if found.fits(manifest) else None
