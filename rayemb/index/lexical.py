@@ -185,7 +185,7 @@ def load_lexical(index_uri: str, manifest: Manifest) -> LexicalManifest | None:
     try:
         found = LexicalManifest.model_validate_json(storage.read_bytes(uri))
     except ValidationError as error:
-        fix = "build it again with `rayemb index lexical`"
+        fix = "build it again with `rayemb.index.build_lexical`"
         raise IndexArtefactError(f"the lexical manifest is not whole ({error.error_count()} problems)", where=uri,
                                  fix=fix) from error  # fmt: skip
     return found if found.fits(manifest) else None

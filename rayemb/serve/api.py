@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class _Strict(BaseModel):
@@ -10,7 +10,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-Filter = Annotated[dict[str, JsonValue], WithJsonSchema({"$ref": "#/components/schemas/Filter"})]
+# The language has its own parser, which names paths, and its own schema in /openapi.json.
+Filter = dict[str, JsonValue]
 Ids = Annotated[list[str], Field(max_length=100)]
 
 

@@ -164,9 +164,7 @@ def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
             for name, shard in zip(shard_names(manifest), manifest.shards, strict=True)
         ],
         payload_columns=embeddings.payload_columns,
-        payload_types={
-            name: kind_of(embeddings.dataset.schema.field(name).type) for name in embeddings.payload_columns
-        },
+        payload_types={name: kind_of(fields.field(name).type) for name in embeddings.payload_columns},
         has_images=embeddings.has_images,
     )
 

@@ -363,6 +363,7 @@ _PROBLEMS = {
 def _search_body(config: ServeConfig) -> dict[str, Any]:
     schema = api.SearchRequest.model_json_schema(ref_template=_REF)
     del schema["$defs"]
+    schema["properties"]["filter"]["anyOf"][0] = {"$ref": _REF.format(model="Filter")}
     schema["properties"]["k"]["maximum"] = config.max_k
     form = {
         "type": "object",

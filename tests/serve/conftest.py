@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from rayemb.data.embeddings import embeddings_schema
-from rayemb.index import IndexConfig, build_index
+from rayemb.index import IndexConfig, build_index, build_lexical
 from rayemb.models import (
     ConvNetConfig,
     ImageLimits,
@@ -123,6 +123,7 @@ def world(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     ]
     lance.write_dataset(pa.Table.from_pylist(full, schema=schema), str(folder / "embeddings"))
     build_index(str(folder / "embeddings"), str(folder / "index"), IndexConfig(factory="Flat", shards=2))
+    build_lexical(str(folder / "index"), "text")
     return World(
         str(folder / "model"),
         str(folder / "other"),
