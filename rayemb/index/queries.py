@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rayemb.index.errors import QueryError
-from rayemb.index.filters import Filter
+from rayemb.index.errors import FilterError, QueryError
+from rayemb.index.filters import AND, NOT, Filter
 
 Floats = NDArray[np.float32]
 Keys = NDArray[np.int64]
@@ -227,8 +227,8 @@ class _Asked:
         groups: dict[Any, list[tuple[float, int]]] = {}
         strategies: set[str] = set()
         while len(groups) < query.k:
-            known = {"not": {column: {"in": list(groups)}}} if groups else None
-            hits = self.ranked(query.k * size, _both(query.filter, {column: {"exists": True}}, known))
+            known = [{NOT: {column: {"in": list(groups)}}}] if groups else []
+            hits = self._members(query.k * size, column, {column: {"exists": True}}, *known)
             strategies |= set(hits.strategies)
             keys = hits.keys[0].tolist()
             if not keys:
@@ -243,10 +243,20 @@ class _Asked:
             groups |= dict(list(found.items())[: query.k - len(groups)])
         for value, members in groups.items():
             if len(members) < size:
-                hits = self.ranked(size, _both(query.filter, {column: value}, None))
+                hits = self._members(size, column, {column: value})
                 groups[value] = list(zip(hits.scores[0].tolist(), hits.keys[0].tolist(), strict=True))
         members = [member for group in groups.values() for member in group[:size]]
         return _hits([score for score, _ in members], [key for _, key in members], tuple(sorted(strategies)))
+
+    def _members(self, k: int, column: str, *more: Mapping[str, Any]) -> Hits:
+        filter = _both(self.query.filter, *more)
+        own = [f"filter.{AND}[{i}].{column}" for i in range(len(filter[AND]) - len(more), len(filter[AND]))]
+        try:
+            return self.ranked(k, filter)
+        except FilterError as error:
+            if error.where not in own:
+                raise
+            raise QueryError(error.what, where="group_by", fix=error.fix) from error
 
 
 def _target(source: Source, vector: ArrayLike | None, query: Query) -> tuple[Floats, list[int]]:
@@ -276,8 +286,10 @@ def _target(source: Source, vector: ArrayLike | None, query: Query) -> tuple[Flo
     return np.asarray(x_D / length, np.float32), keys["positive"] + keys["negative"]
 
 
-def _both(filter: Filter | None, first: Mapping[str, Any], second: Mapping[str, Any] | None) -> Filter:
-    return {"and": [dict(part) for part in (filter, first, second) if part]}
+def _both(filter: Filter | None, *more: Mapping[str, Any]) -> Filter:
+    """`filter` and `more`; the paths of what is wrong in `filter` stay what they are."""
+    given = dict(filter or {})
+    return {**given, AND: [*given.get(AND, []), *more]}
 
 
 def _scaled(scores: Floats) -> NDArray[np.float64]:

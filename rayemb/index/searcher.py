@@ -1,7 +1,7 @@
 """A whole index in one process: all shards open, searched side by side, merged exactly."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rayemb.data.embeddings import IMAGE, EmbeddingsTable
+from rayemb.index import queries
 from rayemb.index.errors import IndexArtefactError, QueryError
 from rayemb.index.filters import Filter
 from rayemb.index.manifest import Manifest, load_manifest
 from rayemb.index.merge import merge
-from rayemb.index.queries import Hits, Query, answer
+from rayemb.index.queries import Hits, Query
 from rayemb.index.shard import Answer, Shard, check_queries, open_embeddings
 
 __all__ = ["Hits", "Index", "merge"]
@@ -93,20 +94,18 @@ class Index:
         fit.
         """
         x_ND = check_queries(vectors, self.dim, k)
-        if self._pool is None:
-            return self._joined([self.shards[0].answer(x_ND, k, filter)], k)
-        return self._joined(list(self._pool.map(lambda shard: shard.answer(x_ND, k, filter), self.shards)), k)
+        return self._asked(lambda shard: shard.answer(x_ND, k, filter), k)
 
     def words(self, text: str, k: int, filter: Filter | None = None) -> Hits:
         """The `k` best rows by BM25 for the words of `text`, as of one query `(1, k)`.
 
         Raises QueryError if the index has no lexical half (`build_lexical`), FilterError as `search` does.
         """
-        return self._joined([shard.words(text, k, filter) for shard in self.shards], k)
+        return self._asked(lambda shard: shard.words(text, k, filter), k)
 
     def query(self, vector: ArrayLike | None, query: Query) -> Hits:
         """One query of any kind, `(1, <= results)`: see `rayemb.index.queries`."""
-        return answer(self, vector, query)
+        return queries.answer(self, vector, query)
 
     def vectors(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """The whole vectors `(len(keys), D)` of rows, from the index where it keeps them, else from the table.
@@ -160,12 +159,14 @@ class Index:
             raise QueryError(f"there is no row {int(outside[0])}", where="keys", fix=f"keys are 0 to {self.rows - 1}")
         return wanted, np.searchsorted(self._starts, wanted, side="right") - 1
 
-    def _joined(self, answers: list[Answer], k: int) -> Hits:
-        strategies = tuple(each.strategy for each in answers)
-        if len(answers) == 1:
-            return Hits(answers[0].scores, answers[0].keys, strategies)
+    def _asked(self, ask: Callable[[Shard], Answer], k: int) -> Hits:
+        """The k best of all shards, asked side by side."""
+        if self._pool is None:
+            answer = ask(self.shards[0])
+            return Hits(answer.scores, answer.keys, (answer.strategy,))
+        answers = list(self._pool.map(ask, self.shards))
         scores, keys = [each.scores for each in answers], [each.keys for each in answers]
-        return Hits(*merge(scores, keys, k), strategies)
+        return Hits(*merge(scores, keys, k), tuple(each.strategy for each in answers))
 
     def close(self) -> None:
         """Stops the search threads; files stay mapped until the object goes."""

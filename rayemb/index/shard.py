@@ -35,7 +35,7 @@ _EXACT_BLOCK = 32_768
 class Answer:
     """What a shard found: scores `(N, k)` float32, keys `(N, k)` int64, padded with -inf and -1.
 
-    `strategy`: `index` (no filter), or how the filter was answered: `exact`, `selector`, `overfetch`.
+    `strategy`: `index` (no filter, or all rows pass), or how the filter was answered: `exact`, `selector`, `overfetch`.
     """
 
     scores: NDArray[np.float32]
@@ -109,9 +109,9 @@ class Shard:
     def answer(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> "Answer":
         """As `search`, with the strategy that was used."""
         x_ND = check_queries(vectors, self.dim, k)
-        if not filter:
+        selection = self._selections(filter) if filter else None
+        if selection is None or selection.count == self.rows:
             return Answer(*self._search(x_ND, k, self.rows, self._faiss.search), "index")
-        selection = self._selections(filter)
         if not selection.count or not len(x_ND):
             return Answer(*_nothing(len(x_ND), k), "exact")
         strategy = self._filtered.plan(selection, len(x_ND), k)

@@ -121,8 +121,12 @@ def test_examples_that_say_nothing_are_an_error(index: Index, query: Query, wher
 
 
 def test_a_group_by_an_unknown_column_is_named(index: Index) -> None:
-    with pytest.raises(FilterError, match="no such field"):
-        index.query(X[0], Query(3, group_by="nosuch"))
+    with pytest.raises(QueryError, match="no such field") as caught:
+        index.query(X[0], Query(3, {"number": 1}, group_by="nosuch"))
+    assert caught.value.where == "group_by"
+    with pytest.raises(FilterError) as caught:
+        index.query(X[0], Query(3, {"and": [{"number": "1"}]}, group_by="group"))
+    assert caught.value.where == "filter.and[0].number"
 
 
 @pytest.mark.parametrize(
