@@ -115,10 +115,12 @@ class LexicalShard:
         self._rows = lists.values.to_numpy()
         counts = found["counts"].combine_chunks()
         counts = counts.chunk(0) if isinstance(counts, pa.ChunkedArray) else counts
-        self._counts = counts.values.to_numpy()
-        lengths = np.bincount(self._rows, self._counts, minlength=rows)
+        counts_P = counts.values.to_numpy().astype(np.float32)
+        lengths = np.bincount(self._rows, counts_P, minlength=rows)
         mean = length / all_rows if length else 1.0
-        self._norm = (K1 * (1 - B + B * lengths / mean)).astype(np.float32)
+        norm = (K1 * (1 - B + B * lengths / mean)).astype(np.float32)
+        # What a row has of a term, but for the term's weight; once here rather than in each query.
+        self._share_P = counts_P / (counts_P + norm[self._rows])
         self._all_rows = all_rows
 
     def search(self, text: str, k: int, mask_R: NDArray[np.bool_] | None = None) -> tuple[Floats, Keys]:
@@ -130,28 +132,31 @@ class LexicalShard:
         if mask_R is not None:
             passing = mask_R[rows]
             rows, scores = rows[passing], scores[passing]
-        best_scores, best_keys = best_of(scores[None].astype(np.float32), rows + self.start, k)
+        best_scores, best_keys = best_of(scores[None], rows + self.start, k)
         return best_scores[0], best_keys[0]
 
-    def _scored(self, text: str) -> tuple[Keys, NDArray[np.float64]]:
+    def _scored(self, text: str) -> tuple[Keys, Floats]:
         """Positions of the rows with one of the words, ascending, and their scores."""
-        all_rows, all_scores = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
+        found: list[tuple[NDArray[np.int32], Floats]] = []
         for term, times in Counter(words(text)).items():
             own = self._own.place(term)
             if own is None:
                 continue
-            rows, counts = (each[self._ends[own] : self._ends[own + 1]] for each in (self._rows, self._counts))
+            these = slice(self._ends[own], self._ends[own + 1])
             there = int(self._frequency[self._all.place(term)])
-            idf = np.log1p((self._all_rows - there + 0.5) / (there + 0.5))
-            all_rows.append(rows)
-            all_scores.append(np.float32(times * idf) * counts / (counts + self._norm[rows]))
-        rows, scores = np.concatenate(all_rows), np.concatenate(all_scores)
-        if len(rows) * _SPARSE > self.rows:
-            summed = np.bincount(rows, scores, minlength=self.rows).astype(np.float64)
-            found = np.flatnonzero(summed).astype(np.int64)
-            return found, summed[found]
-        few, at = np.unique(rows, return_inverse=True)
-        return few.astype(np.int64), np.bincount(at, scores, minlength=len(few)).astype(np.float64)
+            idf = np.float32(times * np.log1p((self._all_rows - there + 0.5) / (there + 0.5)))
+            found.append((self._rows[these], idf * self._share_P[these]))
+        if sum(len(rows) for rows, _ in found) * _SPARSE > self.rows:
+            scores = np.zeros(self.rows, np.float32)
+            for rows, share in found:
+                scores[rows] += share  # a row occurs once in a term's list
+            there_are = np.flatnonzero(scores)
+            return there_are.astype(np.int64), scores[there_are]
+        if not found:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        few, at = np.unique(np.concatenate([rows for rows, _ in found]), return_inverse=True)
+        summed = np.bincount(at, np.concatenate([share for _, share in found]), minlength=len(few))
+        return few.astype(np.int64), summed.astype(np.float32)
 
 
 class _Terms:

@@ -31,6 +31,7 @@ class Selection:
         self.rows, self.count = len(mask_R), int(np.count_nonzero(mask_R))
         self._start = start
         self._bits = np.packbits(mask_R, bitorder="little")
+        self.scarce = False  # whether queries found too little of it among what is near to them
         self.per_list: NDArray[np.int64] | None = None  # rows that pass in each IVF list, once they were counted
 
     @property

@@ -69,6 +69,8 @@ class FilteredSearch:
     def plan(self, selection: Selection, queries: int, k: int) -> str:
         """The strategy for `queries` at once: exact, selector or overfetch."""
         shard, count = self.shard, selection.count
+        if selection.scarce:
+            return "exact"
         fetched = _fetch(k, selection.share)
         exact = count * (_SCATTERED + queries * _BLOCKED)
         if shard.is_graph:
@@ -129,6 +131,8 @@ class FilteredSearch:
         few = np.flatnonzero((keys >= 0).sum(axis=1) < wanted)
         scores, keys = scores[:, :places], keys[:, :places]
         if len(few):
+            # It keeps what is far from such queries: the next one need not be tried in vain.
+            selection.scarce |= 2 * len(few) > len(x_ND)
             scores[few], keys[few] = self._exact(x_ND[few], places, selection)
         return scores, keys
 
@@ -166,7 +170,9 @@ class _Lists:
         near_NP, which_NP = self._ivf.quantizer.search(x_ND, width)
         passing_NP = np.where(which_NP >= 0, passing_L[which_NP], 0)
         before_NP = np.cumsum(passing_NP, axis=1) - passing_NP
-        probed = (passing_NP > 0) & (before_NP < self.enough)
+        # Where rows lie dense, the usual lists hold more than the mean.
+        usual_P = np.arange(width) < self.shard.nprobe
+        probed = (passing_NP > 0) & (usual_P | (before_NP < self.enough))
         # The probed ones to the front, in their order, and no wider than the query with the most.
         most = max(1, int(probed.sum(axis=1).max(initial=0)))
         order = np.argsort(~probed, axis=1, kind="stable")[:, :most]
