@@ -31,10 +31,11 @@ Keys = NDArray[np.int64]
 Answer = tuple[Floats, Keys]
 Search = Callable[[Floats, int], Answer]
 
-# Measured costs of a component of a vector, in ns: read where it lies scattered, multiplied in a block, multiplied
-# by FAISS one query at a time; and of a row that FAISS passes over, in components.
-_SCATTERED, _BLOCKED, _SCANNED, _SKIPPED = 0.4, 0.08, 0.2, 10.0
-# Of HNSW: components read for each candidate, its neighbours included.
+# Measured costs in ns (`jobs/bench/filtered.py`, one thread): of a component of a vector that is read where it lies
+# scattered, multiplied in a block, scored by FAISS among others that it skips; of a row that it skips, of an IVF list
+# that is ranked and of a search that ranks lists; of a component of a vector that a graph search visits.
+_SCATTERED, _BLOCKED, _SCANNED, _SKIPPED, _RANKED, _RANKING, _VISITED = 0.63, 0.067, 0.5, 1.8, 250.0, 100_000.0, 0.7
+# Vectors that a graph search visits for each candidate that it keeps.
 _GRAPH_ROWS = 24
 # Exact answers over this many scores at a time.
 _SCORES = 1 << 22
@@ -72,20 +73,18 @@ class FilteredSearch:
         if selection.scarce:
             return "exact"
         fetched = _fetch(k, selection.share)
-        exact = count * (_SCATTERED + queries * _BLOCKED)
+        exact = count * shard.dim * (_SCATTERED + queries * _BLOCKED)
         if shard.is_graph:
-            effort = max(shard.ef_search, _GRAPH_MARGIN * fetched)
-            return "exact" if exact <= queries * _SCATTERED * _GRAPH_ROWS * effort else "overfetch"
+            visited = _GRAPH_ROWS * max(shard.ef_search, _GRAPH_MARGIN * fetched)
+            return "exact" if exact <= queries * _VISITED * shard.dim * visited else "overfetch"
         if not shard.takes_selector:
             return "overfetch" if fetched <= min(_FETCH_LIMIT, shard.rows) and count > k else "exact"
         if self._stored is None:
             return "selector"
         if self._lists is not None:
-            seen = min(self._lists.enough, count)
-            scanned = min(seen / selection.share, shard.rows)
-            selector = queries * (_SCANNED * seen + _SKIPPED / shard.dim * scanned)
+            selector = queries * self._lists.cost(selection)
         else:
-            selector = queries * (_SCANNED * count + _SKIPPED / shard.dim * 0.1 * shard.rows)
+            selector = queries * (_SCANNED * shard.dim * count + _SKIPPED * shard.rows)
         return "exact" if exact <= selector else "selector"
 
     def search(self, x_ND: Floats, places: int, selection: Selection, strategy: str) -> Answer:
@@ -153,7 +152,7 @@ class _Lists:
         shard, ivf = self.shard, self._ivf
         passing_L = self._passing(selection)
         x_ND = shard.transformed(x_ND)
-        width = min(self.count, 1 + round(2 * shard.nprobe / selection.share))
+        width = self._width(selection)
         near_NP, which_NP, seen_N = self._ranked(x_ND, width, passing_L)
         if width < self.count and (seen_N < min(self.enough, selection.count)).any():
             near_NP, which_NP, _ = self._ranked(x_ND, self.count, passing_L)
@@ -164,6 +163,16 @@ class _Lists:
         arrays = (faiss.swig_ptr(each) for each in (which_NP, near_NP, scores, keys))
         ivf.search_preassigned_c(len(x_ND), faiss.swig_ptr(x_ND), places, *arrays, False, parameters)
         return scores, keys
+
+    def cost(self, selection: Selection) -> float:
+        """About what a query costs, in ns."""
+        seen = min(self.enough, selection.count)
+        scanned = min(seen / selection.share, self.shard.rows)
+        lists = _RANKING + _RANKED * self._width(selection)
+        return _SCANNED * self.shard.dim * seen + _SKIPPED * scanned + lists
+
+    def _width(self, selection: Selection) -> int:
+        return min(self.count, 1 + round(2 * self.shard.nprobe / selection.share))
 
     def _ranked(self, x_ND: Floats, width: int, passing_L: Keys) -> tuple[Floats, Keys, Keys]:
         """Nearness and number of the lists to probe, `(N, P)` with -1 for none, and the rows that pass in them."""
