@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from rayemb.data.config import EmbedWhat
 from rayemb.data.embeddings import EmbeddingsTable
@@ -108,9 +109,10 @@ def check_match(model_digest: str, index_uri: str) -> Manifest:
 
 
 def use_threads(count: int) -> None:
-    """Sets how many threads torch and FAISS use for work started in this thread: replicas share a machine."""
+    """Sets how many threads torch, FAISS and numpy use for work started in this thread: replicas share a machine."""
     torch.set_num_threads(count)
     faiss.omp_set_num_threads(count)
+    threadpool_limits(count, user_api="blas")  # of the whole process: numpy scores the rows that pass a filter
 
 
 class Encoder:
