@@ -34,8 +34,8 @@ from rayemb.index.shard import Shard
 faiss: Any = _faiss
 Floats = NDArray[np.float32]
 
-K, QUERIES, SECONDS = 10, 200, 0.4
-TYPES = ["Flat", "IVF1024,Flat", "HNSW32", "IVF256,SQ8", "PQ64x8"]
+K, QUERIES, SECONDS = 10, 200, 0.3
+TYPES = ["Flat", "IVF1024,Flat", "HNSW32", "PQ64x4fs"]
 SHARES = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001]
 
 

@@ -29,7 +29,8 @@ class StoredVectors:
         """Those of a FAISS index without its id map, whose keys begin at `start`; None if it keeps codes only."""
         if isinstance(index, faiss.IndexHNSW):
             return cls.of(faiss.downcast_index(index.storage), start)
-        if isinstance(index, faiss.IndexFlat) and index.ntotal:
+        # These and no subtypes: some lay their components out in another order.
+        if type(index) in (faiss.IndexFlat, faiss.IndexFlatIP) and index.ntotal:
             whole = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
             return cls(whole.reshape(index.ntotal, index.d), None, index)
         if type(index) is faiss.IndexIVFFlat and index.ntotal:
