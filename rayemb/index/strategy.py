@@ -34,7 +34,7 @@ Search = Callable[[Floats, int], Answer]
 # Measured costs in ns (`jobs/bench/filtered.py`, one thread): of a component of a vector that is read where it lies
 # scattered, multiplied in a block, scored by FAISS among others that it skips; of a row that it skips, of an IVF list
 # that is ranked and of a search that ranks lists; of a component of a vector that a graph search visits.
-_SCATTERED, _BLOCKED, _SCANNED, _SKIPPED, _RANKED, _RANKING, _VISITED = 0.63, 0.067, 0.5, 1.8, 250.0, 100_000.0, 0.7
+_SCATTERED, _BLOCKED, _SCANNED, _SKIPPED, _RANKED, _RANKING, _VISITED = 0.6, 0.067, 0.55, 1.8, 250.0, 100_000.0, 0.7
 # Vectors that a graph search visits for each candidate that it keeps.
 _GRAPH_ROWS = 24
 # Exact answers over this many scores at a time.

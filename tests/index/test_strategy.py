@@ -148,7 +148,6 @@ def test_the_plan_goes_by_what_passes(made: dict[str, FilteredSearch], tmp_path:
 
     for factory in WHOLE:
         assert plan(factory, 0.01) == "exact"
-    assert plan("Flat", 0.9) == "selector"
     assert plan("PQ16x6", 0.9) == "overfetch"
     assert plan("PQ16x6", 0.003) == "exact"
     assert plan("SQ8", 0.01) == "selector"
