@@ -114,7 +114,7 @@ class Shard:
             return Answer(*self._search(x_ND, k, self.rows, self._faiss.search), "index")
         if not selection.count or not len(x_ND):
             return Answer(*_nothing(len(x_ND), k), "exact")
-        strategy = self._filtered.plan(selection, len(x_ND), k)
+        strategy = self._filtered.plan(selection, len(x_ND), k + _TIE_SLACK)
         if strategy == "exact" and self._filtered.stored:
             return Answer(*self._filtered.search(x_ND, k, selection, strategy), strategy)
 
