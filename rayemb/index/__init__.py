@@ -6,19 +6,24 @@ manifest.py     what was built           ledger.py    what an unfinished build h
 placement.py    rows and queries to      shard.py     one shard: verified, mapped, filtered, searched
                 shards                   keys.py      which row of the table a position is
 searcher.py     all shards in a process  merge.py     answers of shards into one, exactly
-effort.py       how wide to search       payload.py   ids, fields and filters held in memory
-verify.py       checksums and recall
+effort.py       how wide to search       verify.py    checksums and recall
+payload.py      ids and fields in memory columns.py   conditions on one column, by binary search
+filters.py      the language of filters  strategy.py  how a shard answers under a filter
+selection.py    the rows that pass       stored.py    vectors that FAISS keeps
+lexical.py      BM25 beside the vectors  lexical_build.py  writing it
+queries.py      examples, diversity, groups, fusion, re-ranking
 """
 
 from rayemb.index.build import build_index
 from rayemb.index.config import IndexConfig, PlanConfig
 from rayemb.index.effort import Effort
 from rayemb.index.errors import FilterError, IndexArtefactError, QueryError
+from rayemb.index.filters import Filter
 from rayemb.index.manifest import MANIFEST, CurvePoint, Manifest, Recall, ShardFile, load_manifest
 from rayemb.index.merge import merge
-from rayemb.index.payload import Filter
 from rayemb.index.plan import Candidate, Plan, plan_index
-from rayemb.index.searcher import Hits, Index
+from rayemb.index.queries import Fusion, Hits, Query, Rerank, Reranker
+from rayemb.index.searcher import Index
 from rayemb.index.shard import Shard
 from rayemb.index.verify import VerifyReport, measure, measure_recall, verify_index
 
@@ -29,6 +34,7 @@ __all__ = [
     "Effort",
     "Filter",
     "FilterError",
+    "Fusion",
     "Hits",
     "Index",
     "IndexArtefactError",
@@ -36,8 +42,11 @@ __all__ = [
     "Manifest",
     "Plan",
     "PlanConfig",
+    "Query",
     "QueryError",
     "Recall",
+    "Rerank",
+    "Reranker",
     "Shard",
     "ShardFile",
     "VerifyReport",

@@ -15,17 +15,19 @@ from rayemb import storage
 from rayemb.cluster import require_cpus
 from rayemb.data.embeddings import EmbeddingsTable
 from rayemb.errors import RayembError
-from rayemb.index import plan, tasks
+from rayemb.index import lexical_build, plan, tasks
 from rayemb.index.config import AUTO, IndexConfig
 from rayemb.index.errors import IndexArtefactError
 from rayemb.index.faiss_index import make_index, rows_to_train
-from rayemb.index.ledger import Ledger, Placed, Trained, Written, fingerprint, folders, started
+from rayemb.index.ledger import Ledger, Placed, Terms, Trained, Worded, Written, fingerprint, folders, started
 from rayemb.index.manifest import (
     BuildFigures,
     EmbeddingsRef,
     File,
     Manifest,
+    ShardFile,
     Sharding,
+    Words,
     load_manifest,
     publish_manifest,
 )
@@ -139,6 +141,7 @@ def _run(embeddings: EmbeddingsTable, ledger: Ledger, config: IndexConfig, say: 
     ]
     made = iter(_gather(todo, written, say, "writing shards"))
     shards = tuple((there[n] if n in there else next(made)).shard for n in range(config.shards))
+    words = _write_words(source, ledger, config.words, quantiser, shards, say) if config.words else None
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model_digest=embeddings.model_digest,
@@ -151,6 +154,7 @@ def _run(embeddings: EmbeddingsTable, ledger: Ledger, config: IndexConfig, say: 
         sharding=Sharding(by=config.by, cells=routing),
         trained=File(**quantiser.model_dump()),
         shards=shards,
+        words=words,
         build=BuildFigures(
             seconds=round(time.monotonic() - started_s, 3),
             train_rows=sample,
@@ -193,8 +197,38 @@ def _place(
     return placed
 
 
+def _write_words(
+    source: tuple[str, int],
+    ledger: Ledger,
+    column: str,
+    quantiser: Trained,
+    shards: tuple[ShardFile, ...],
+    say: Progress,
+) -> Words:
+    """The words of the shards' rows; those that the ledger has are kept."""
+    records = [ledger.read(f"words-{number:05d}", Worded) for number in range(len(shards))]
+    there = {n: each for n, each in enumerate(records) if each is not None and each.trained == quantiser.sha256}
+    todo = [
+        ray.remote(lexical_build.write_words).remote(quantiser.sha256, *source, column, ledger, number, shard)
+        for number, shard in enumerate(shards)
+        if number not in there
+    ]
+    made = iter(_gather(todo, lambda done: None, say, "writing words"))
+    files = [(there[n] if n in there else next(made)).file for n in range(len(shards))]
+    terms = None if todo else ledger.read("terms", Terms)
+    if terms is None:
+        task = ray.remote(lexical_build.write_terms).remote(ledger, *files)
+        (terms,) = _gather([task], lambda done: None, say, "counting words")
+        assert isinstance(terms, Terms)
+    say(f"words of {column}: {terms.length:,}")
+    named = File(**terms.model_dump(exclude={"length"}))
+    return Words(column=column, length=terms.length, terms=named, shards=tuple(files))
+
+
 def _check_rows(embeddings: EmbeddingsTable, config: IndexConfig, model_digest: str | None) -> None:
     """What can be known to fail before any work is done."""
+    if config.words is not None:
+        lexical_build.check_words(embeddings, config.words)
     if model_digest is not None and embeddings.model_digest != model_digest:
         raise IndexArtefactError(
             f"the embeddings are of model {embeddings.model_digest[:12]}, not of {model_digest[:12]}",
@@ -269,7 +303,7 @@ def _gather(tasks: list[Any], done: Callable[[Any], None], say: Progress, what: 
 
 
 def _check_written(ledger: Ledger, manifest: Manifest) -> None:
-    for file in (manifest.trained, *manifest.shards):
+    for file in manifest.files:
         if not storage.exists(storage.join(ledger.index_uri, file.file)):
             raise _elsewhere(ledger, file.file)
 

@@ -39,6 +39,9 @@ class IndexConfig(Config):
         "rows",
         description="rows: in the table's order; hash: by id; cell: IVF lists side by side, so a query asks few shards",
     )
+    words: str | None = Field(
+        None, description="payload column of texts whose words are indexed too (BM25), for hybrid queries; null: none"
+    )
     nprobe: int = Field(16, ge=1, description="IVF lists a query looks into; more is slower and finds more")
     ef_search: int = Field(64, ge=1, description="candidates an HNSW search keeps; more is slower and finds more")
     rerank: int = Field(4, ge=1, description="candidates per result that a refine stage scores again")

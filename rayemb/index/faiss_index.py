@@ -136,16 +136,22 @@ def parts_of(index: Any) -> tuple[int, bool, bool]:
     return int(ivf.nlist) if ivf is not None else 0, graph, any(isinstance(part, faiss.IndexRefine) for part in parts)
 
 
-def probed_lists(index: Any, x_ND: NDArray[np.float32], nprobe: int) -> NDArray[np.int64]:
-    """The IVF lists `(N, nprobe)` that a search for each of `x_ND` looks into, nearest first."""
+def before_lists(index: Any, x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Queries `(N, D')` as the IVF lists of `index` see them: after PCA, OPQ and the like."""
     for part in _parts(index):
         if isinstance(part, faiss.IndexPreTransform):
             for i in range(part.chain.size()):
                 x_ND = faiss.downcast_VectorTransform(part.chain.at(i)).apply(x_ND)
         elif isinstance(part, faiss.IndexIVF):
-            lists: NDArray[np.int64] = part.quantizer.search(x_ND, min(nprobe, part.nlist))[1]
-            return lists
+            return x_ND
     raise ValueError("the index has no IVF lists")
+
+
+def probed_lists(index: Any, x_ND: NDArray[np.float32], nprobe: int) -> NDArray[np.int64]:
+    """The IVF lists `(N, nprobe)` that a search for each of `x_ND` looks into, nearest first."""
+    ivf = faiss.try_extract_index_ivf(index)
+    lists: NDArray[np.int64] = ivf.quantizer.search(before_lists(index, x_ND), min(nprobe, ivf.nlist))[1]
+    return lists
 
 
 def centroids(index: Any) -> NDArray[np.float32]:
@@ -184,76 +190,46 @@ def reason(error: RuntimeError) -> str:
     return " ".join(str(error).rsplit("Error: ", 1)[-1].split())
 
 
-class KeySelector:
-    """The rows of a shard that pass a filter, in the form that FAISS tests row by row.
-
-    Args:
-        mask_R: bool `(R,)`, True for the rows that pass.
-        start: key of the shard's first row.
-    """
-
-    def __init__(self, mask_R: NDArray[np.bool_], start: int) -> None:
-        self.count = int(np.count_nonzero(mask_R))
-        self.positions = np.flatnonzero(mask_R).astype(np.int64)
-        self._mask_R, self._start = mask_R, start
-
-    def by_position(self) -> Any:
-        """The selector over positions `0 .. R-1`."""
-        return faiss.IDSelectorBitmap(np.packbits(self._mask_R, bitorder="little"))
-
-    def by_key(self) -> Any:
-        """The selector over keys `start .. start+R-1`."""
-        # Bits of keys below `start` are never read; the pages of zeros they lie in are never materialised.
-        first = self._start // 8
-        bits = np.packbits(np.concatenate([np.zeros(self._start % 8, np.bool_), self._mask_R]), bitorder="little")
-        bitmap = np.zeros(first + len(bits), np.uint8)
-        bitmap[first:] = bits
-        return faiss.IDSelectorBitmap(bitmap)
-
-
 class FaissShard:
     """One loaded FAISS index over positions `0 .. R-1`. Searches never change it: any thread may search.
 
-    `filter_by` says how a filter is answered: `selector` (FAISS skips the rows that fail; IVF probes every
-    list, because at 1 % selectivity the usual probes find less than half), `storage` (HNSW: exact over the
-    vectors it keeps, because its graph falls apart under a filter), `none` (the type cannot: the caller
-    scores the rows).
+    `takes_selector`: whether FAISS can be told to skip rows; else the caller drops or scores them.
+    `is_graph`: HNSW, whose graph falls apart where few rows pass.
     """
 
     def __init__(self, index: Any) -> None:
         self.index = index
-        self.rows, self.dim = int(self.index.ntotal), int(self.index.d)
-        ivf = faiss.try_extract_index_ivf(self.index)
-        self.lists = int(ivf.nlist) if ivf is not None else 0
-        self._storage = faiss.downcast_index(index.storage) if isinstance(index, faiss.IndexHNSW) else None
-        self.filter_by = self._how_to_filter()
+        self.rows, self.dim = int(index.ntotal), int(index.d)
+        self.ivf = faiss.try_extract_index_ivf(index)
+        self.is_graph = isinstance(index, faiss.IndexHNSW)
+        self.takes_selector = self._takes_selector()
 
     def search(
-        self, x_ND: NDArray[np.float32], k: int, effort: Effort, selector: KeySelector | None = None
+        self, x_ND: NDArray[np.float32], k: int, effort: Effort, selector: Any = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and positions `(N, k)`, -1 where FAISS found no more. Order among ties is FAISS's own."""
-        if selector is None:
-            return self._run(self.index, x_ND, k, self._parameters(self.index, None, effort))
-        if self.filter_by == "storage":
-            return self._run(self._storage, x_ND, k, faiss.SearchParameters(sel=selector.by_position()))
-        everywhere = replace(effort, nprobe=max(1, self.lists))
-        return self._run(self.index, x_ND, k, self._parameters(self.index, selector.by_position(), everywhere))
+        """Scores and positions `(N, k)`, -1 where FAISS found no more. Order among ties is FAISS's own.
 
-    def _how_to_filter(self) -> str:
-        if self._storage is not None:
-            return "storage"
+        With a FAISS `selector` only positions that it names; IVF probes `nprobe` lists then too.
+        """
+        # More than all rows is nothing more, and FAISS would make room for it.
+        effort = replace(
+            effort, ef_search=min(effort.ef_search, max(1, self.rows)), rerank=min(effort.rerank, 1 + self.rows // k)
+        )
+        scores, positions = self.index.search(x_ND, k, params=self._parameters(self.index, selector, effort))
+        return scores, positions
+
+    def _takes_selector(self) -> bool:
         if isinstance(self.index, faiss.IndexRefine):
-            return "none"  # its first stage's estimates would choose among the rows that the caller scores exactly
-        if any(isinstance(part, faiss.IndexHNSW) for part in _parts(self.index)):
-            return "none"  # a graph below a transformation
+            return False  # its first stage's estimates would choose among the rows that the caller scores exactly
+        if not self.is_graph and any(isinstance(part, faiss.IndexHNSW) for part in _parts(self.index)):
+            return False  # a graph below a transformation
         # Asked rather than listed: which types take a selector changes between FAISS releases.
         nobody = faiss.IDSelectorBitmap(np.zeros(1, np.uint8))
-        parameters = self._parameters(self.index, nobody, Effort(nprobe=1))
         try:
-            self.index.search(np.zeros((1, self.dim), np.float32), 1, params=parameters)
+            self.search(np.zeros((1, self.dim), np.float32), 1, Effort(nprobe=1), nobody)
         except RuntimeError:
-            return "none"
-        return "selector"
+            return False
+        return True
 
     def _parameters(self, index: Any, selector: Any, effort: Effort) -> Any:
         """Per-call settings: setting `index.nprobe` instead would race with the searches of other threads."""
@@ -269,13 +245,6 @@ class FaissShard:
             base = self._parameters(faiss.downcast_index(index.base_index), selector, effort)
             return faiss.IndexRefineSearchParameters(k_factor=effort.rerank, base_index_params=base)
         return faiss.SearchParameters(**chosen) if chosen else None
-
-    @staticmethod
-    def _run(
-        index: Any, x_ND: NDArray[np.float32], k: int, parameters: Any
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        scores, keys = index.search(x_ND, k, params=parameters)
-        return scores, keys
 
 
 def _parts(index: Any) -> list[Any]:

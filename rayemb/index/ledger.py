@@ -1,9 +1,10 @@
 """What a build has finished, kept in its folder so that another run goes on from there.
 
-<index>/v-<when>-<fingerprint>/trained.faiss, shard-*.faiss, shard-*.keys.npy    the files
-<index>/v-<when>-<fingerprint>/ledger/*.json                                     a record of each, written last
+<index>/v-<when>-<fingerprint>/trained.faiss, shard-*.faiss, shard-*.keys.npy, words-*.arrow, terms.arrow
+<index>/v-<when>-<fingerprint>/ledger/*.json    a record of each, written last
 """
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -37,6 +38,19 @@ class Written(BaseModel):
 
     trained: str
     shard: ShardFile
+
+
+class Worded(BaseModel):
+    """The record of a shard's words; the trained index decides which rows those of a cell are."""
+
+    trained: str
+    file: File
+
+
+class Terms(File):
+    """The record of the terms: the words of all rows together are counted in `length`."""
+
+    length: int
 
 
 class Ledger:
@@ -81,9 +95,14 @@ class Ledger:
         return bool(fs.get_file_info(path).size == file.bytes)
 
 
+def file_of(file: str, path: str) -> File:
+    """What a manifest says about `file` of the index, which was written at the local `path`."""
+    return File(file=file, bytes=os.path.getsize(path), sha256=storage.sha256_file(path))
+
+
 def fingerprint(uri: str, version: int, config: IndexConfig, faiss_version: str) -> str:
     """What the shards of a build depend on, in hex: table, version, and the settings that shape files."""
-    shaping = ("factory", "prefix", "shards", "by", "train_rows", "seed")
+    shaping = ("factory", "prefix", "shards", "by", "words", "train_rows", "seed")
     about: dict[str, Any] = {name: getattr(config, name) for name in shaping}
     return storage.sha256_bytes(repr((uri, version, faiss_version, sorted(about.items()))).encode())
 
@@ -107,4 +126,6 @@ def _files_of(record: BaseModel) -> list[File]:
         return [record.shard, *([record.shard.keys] if record.shard.keys else [])]
     if isinstance(record, Placed):
         return list(record.keys)
+    if isinstance(record, Worded):
+        return [record.file]
     return [record] if isinstance(record, File) else []

@@ -56,6 +56,15 @@ class Sharding(_Part):
     cells: tuple[int, ...] = Field((), description="by cell: the shard of each IVF list; a query asks those it probes")
 
 
+class Words(_Part):
+    """The lexical half (BM25): the words of each shard's rows, and what their scores need of all rows together."""
+
+    column: str = Field(description="the payload column whose texts these are")
+    length: int = Field(ge=0, description="words of all rows together")
+    terms: File
+    shards: tuple[File, ...]
+
+
 class BuildFigures(_Part):
     """What was built with which FAISS, and what it took."""
 
@@ -99,6 +108,7 @@ class Manifest(_Part):
     sharding: Sharding
     trained: File = Field(description="the trained FAISS index without rows, of which every shard is a copy")
     shards: tuple[ShardFile, ...] = Field(min_length=1)
+    words: Words | None = Field(None, description="for queries by words beside vectors, if they were asked for")
     build: BuildFigures
     recall: Recall | None = None
     curve: tuple[CurvePoint, ...] = Field((), description="what more effort buys, cheapest first")
@@ -116,10 +126,26 @@ class Manifest(_Part):
             raise ValueError(f"the shards hold {expected} rows and the embeddings {self.embeddings.rows}")
         if any(not 0 <= shard < len(self.shards) for shard in self.sharding.cells):
             raise ValueError(f"sharding.cells names a shard beyond the {len(self.shards)} there are")
+        if self.words is not None and len(self.words.shards) != len(self.shards):
+            raise ValueError(f"words are of {len(self.words.shards)} shards and there are {len(self.shards)}")
         return self
 
-    def effort_for(self, recall: float) -> Effort:
-        """The cheapest measured effort that reaches `recall`@k. Raises QueryError if none does."""
+    @property
+    def files(self) -> list[File]:
+        """All files of the index beside the manifest."""
+        keys = [shard.keys for shard in self.shards if shard.keys is not None]
+        words = [self.words.terms, *self.words.shards] if self.words else []
+        return [self.trained, *self.shards, *keys, *words]
+
+    def chosen_effort(self, effort: Effort | None, recall: float | None) -> Effort:
+        """How wide to search: `effort`, or the cheapest that reached `recall`; by default the index's own.
+
+        Raises QueryError for both, or a recall that no measured effort reaches.
+        """
+        if recall is None:
+            return effort or self.effort
+        if effort is not None:
+            raise QueryError("give effort or recall, not both", where="effort")
         for point in self.curve:
             if point.recall >= recall:
                 return point.effort

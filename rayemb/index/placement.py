@@ -49,18 +49,21 @@ class Router:
 
     By cell, a search looks into the `nprobe` lists nearest to the query, and each list lies in one shard: the
     others hold nothing that the search would find. Otherwise every shard is asked.
+
+    `routes`: whether it is by cell; `all`: every shard.
     """
 
     def __init__(self, index_uri: str, manifest: Manifest) -> None:
         """Reads the quantiser, where there is one to route by. Raises IndexArtefactError if it is altered."""
-        self._all = list(range(len(manifest.shards)))
+        self.all = list(range(len(manifest.shards)))
+        self.routes = bool(manifest.sharding.cells)
         self._shard_of_cell = np.array(manifest.sharding.cells, np.int64)
-        self._trained = load_index(verified_path(index_uri, manifest.trained)) if len(self._shard_of_cell) else None
+        self._trained = load_index(verified_path(index_uri, manifest.trained)) if self.routes else None
 
     def shards(self, x_ND: NDArray[np.float32], nprobe: int) -> list[int]:
         """The shards that hold a list which one of the queries probes, ascending."""
         if self._trained is None or not len(x_ND):
-            return self._all
+            return self.all
         # The whole batch at once, as the shards do it: BLAS rounds by the size of the batch.
         lists = probed_lists(self._trained, x_ND, nprobe)
         return sorted(set(self._shard_of_cell[lists[lists >= 0]].tolist()))

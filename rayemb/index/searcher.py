@@ -1,9 +1,8 @@
 """A whole index in one process: all shards open, searched side by side, merged exactly."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -12,23 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rayemb.data.embeddings import IMAGE, EmbeddingsTable
+from rayemb.index import queries
 from rayemb.index.effort import Effort
 from rayemb.index.errors import IndexArtefactError, QueryError
+from rayemb.index.filters import Filter
 from rayemb.index.manifest import Manifest, load_manifest
 from rayemb.index.merge import merge
-from rayemb.index.payload import Filter
 from rayemb.index.placement import Router
-from rayemb.index.shard import Shard, check_queries, open_embeddings
-
-__all__ = ["Hits", "Index", "merge"]
-
-
-@dataclass(frozen=True)
-class Hits:
-    """The answer to N queries: scores `(N, k)` float32 and keys `(N, k)` int64, padded with -inf and -1."""
-
-    scores: NDArray[np.float32]
-    keys: NDArray[np.int64]
+from rayemb.index.queries import Hits, Query
+from rayemb.index.shard import Answer, Shard, check_queries, open_embeddings
 
 
 class Index:
@@ -116,32 +107,42 @@ class Index:
         reaches; FilterError for a filter that does not fit.
         """
         x_ND = check_queries(vectors, self.dim, k)
-        if recall is not None:
-            if effort is not None:
-                raise QueryError("give effort or recall, not both", where="effort")
-            effort = self.manifest.effort_for(recall)
-        chosen = effort or self.manifest.effort
-        # A filtered search probes every list.
+        chosen = self.manifest.chosen_effort(effort, recall)
+        # Under a filter the lists that hold enough may lie anywhere.
         asked = self.shards if filter else [self.shards[i] for i in self._router.shards(x_ND, chosen.nprobe)]
-        if self._pool is None or len(asked) == 1:
-            return Hits(*asked[0].search(x_ND, k, filter, chosen))
-        found = list(self._pool.map(lambda shard: shard.search(x_ND, k, filter, chosen), asked))
-        return Hits(*merge([scores for scores, _ in found], [keys for _, keys in found], k))
+        return self._asked(asked, lambda shard: shard.answer(x_ND, k, filter, chosen), k)
+
+    def words(self, text: str, k: int, filter: Filter | None = None) -> Hits:
+        """The `k` best rows by BM25 for the words of `text`, as of one query `(1, k)`.
+
+        Raises QueryError if the index was built without `index.words`, FilterError as `search` does.
+        """
+        return self._asked(self.shards, lambda shard: shard.words(text, k, filter), k)
+
+    def query(self, vector: ArrayLike | None, query: Query) -> Hits:
+        """One query of any kind, `(1, <= results)`: see `rayemb.index.queries`."""
+        return queries.answer(self, vector, query)
+
+    def vectors(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The whole vectors `(len(keys), D)` of rows, from the index where it keeps them, else from the table.
+
+        Raises QueryError for a key of no row.
+        """
+        wanted = self._checked(keys)
+        found = np.empty((len(wanted), self.dim), np.float32)
+        for shard, places, positions in self._owners(wanted):
+            found[places] = shard.vectors(positions)
+        return found
 
     def payload(self, keys: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
         """Id and payload columns of the rows `keys` `(K,)`, in that order, from memory.
 
         Raises QueryError for a key of no row, such as the -1 of an empty place: drop those first.
         """
-        wanted = np.asarray(keys, np.int64).reshape(-1)
-        outside = wanted[(wanted < 0) | (wanted >= self.rows)]
-        if len(outside):
-            raise QueryError(f"there is no row {int(outside[0])}", where="keys", fix=f"keys are 0 to {self.rows - 1}")
+        wanted = self._checked(keys)
         rows: list[dict[str, Any]] = [{}] * len(wanted)
-        for shard in self.shards:
-            positions = shard.keys.at(wanted)
-            places = np.flatnonzero(positions >= 0)
-            for place, row in zip(places.tolist(), shard.payload.take(positions[places].tolist()), strict=True):
+        for shard, places, positions in self._owners(wanted):
+            for place, row in zip(places.tolist(), shard.payload.take(positions.tolist()), strict=True):
                 rows[place] = row
         return rows
 
@@ -159,6 +160,30 @@ class Index:
             return None
         image: bytes | None = self.embeddings.take([key], [IMAGE])[0][IMAGE]
         return image
+
+    def _checked(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        wanted = np.asarray(keys, np.int64).reshape(-1)
+        outside = wanted[(wanted < 0) | (wanted >= self.rows)]
+        if len(outside):
+            raise QueryError(f"there is no row {int(outside[0])}", where="keys", fix=f"keys are 0 to {self.rows - 1}")
+        return wanted
+
+    def _owners(self, keys: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each shard that has rows of `keys`: the places of those in `keys`, and their positions in the shard."""
+        for shard in self.shards:
+            positions = shard.keys.at(keys)
+            places = np.flatnonzero(positions >= 0)
+            if len(places):
+                yield shard, places, positions[places]
+
+    def _asked(self, shards: Sequence[Shard], ask: Callable[[Shard], Answer], k: int) -> Hits:
+        """The k best of `shards`, asked side by side."""
+        if self._pool is None or len(shards) == 1:
+            answer = ask(shards[0])
+            return Hits(answer.scores, answer.keys, (answer.strategy,))
+        answers = list(self._pool.map(ask, shards))
+        scores, keys = [each.scores for each in answers], [each.keys for each in answers]
+        return Hits(*merge(scores, keys, k), tuple(each.strategy for each in answers))
 
     def close(self) -> None:
         """Stops the search threads; files stay mapped until the object goes."""

@@ -3,6 +3,7 @@
 Shape suffixes: N queries, D dimensions, K results.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from rayemb import storage
 from rayemb.data.embeddings import ID, VECTOR, EmbeddingsTable
 from rayemb.index.effort import Effort
 from rayemb.index.errors import IndexArtefactError, QueryError
-from rayemb.index.faiss_index import FaissShard, KeySelector, load_index, reason
+from rayemb.index.faiss_index import FaissShard, load_index, reason
+from rayemb.index.filters import Filter
 from rayemb.index.keys import Keys
+from rayemb.index.lexical import LexicalShard, mapped_table
 from rayemb.index.manifest import File, Manifest, ShardFile
 from rayemb.index.merge import merge
-from rayemb.index.payload import Filter, Payload
+from rayemb.index.payload import Payload
+from rayemb.index.selection import Selections
+from rayemb.index.strategy import FilteredSearch, Search
 
 # Results asked for beyond k, so that a tie at the k-th place is seen and broken by key rather than by FAISS's
 # heap.
@@ -27,6 +32,19 @@ _TIE_SLACK = 8
 # Past this many places the choice among ties at the k-th place is FAISS's: thousands of equal vectors.
 _TIE_LIMIT = 4096
 _EXACT_BLOCK = 32_768
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a shard found: scores `(N, k)` float32, keys `(N, k)` int64, padded with -inf and -1.
+
+    `strategy`: `index` (no filter, or all rows pass), or how the filter was answered: `exact`, `selector`, `overfetch`;
+    `words` for BM25.
+    """
+
+    scores: NDArray[np.float32]
+    keys: NDArray[np.int64]
+    strategy: str
 
 
 class Shard:
@@ -40,10 +58,13 @@ class Shard:
         embeddings: EmbeddingsTable,
         payload: Payload,
         effort: Effort,
+        lexical: LexicalShard | None = None,
     ) -> None:
         self.info, self.keys, self.payload, self.effort = info, keys, payload, effort
         self.rows, self.dim = info.rows, faiss_shard.dim
-        self._faiss, self._embeddings = faiss_shard, embeddings
+        self._faiss, self._embeddings, self._lexical = faiss_shard, embeddings, lexical
+        self._selections = Selections(payload)
+        self._filtered = FilteredSearch(faiss_shard, self._exact)
 
     @classmethod
     def open(cls, index_uri: str, manifest: Manifest, i: int, embeddings: EmbeddingsTable | None = None) -> "Shard":
@@ -69,7 +90,8 @@ class Shard:
             )
         keys = open_keys(index_uri, info)
         columns = read_columns(embeddings, keys, [ID, *embeddings.payload_columns])
-        return cls(info, loaded, keys, embeddings, Payload(columns), manifest.effort)
+        lexical = open_lexical(index_uri, manifest, i)
+        return cls(info, loaded, keys, embeddings, Payload(columns), manifest.effort, lexical)
 
     def search(
         self, vectors: ArrayLike, k: int, filter: Filter | None = None, effort: Effort | None = None
@@ -79,8 +101,7 @@ class Shard:
         Args:
             vectors: `(N, D)` float32, finite; unit length for cosine scores.
             k: results per query, >= 1.
-            filter: column to value; only rows that equal all of them are found. The search is then exact for
-                types that store whole vectors, however few rows pass.
+            filter: only rows that pass are found (`rayemb.index.filters`).
             effort: how wide to search; default: the manifest's.
 
         Returns:
@@ -89,54 +110,84 @@ class Shard:
 
         Raises:
             QueryError: wrong dimension, NaN or infinity, k below 1.
-            FilterError: unknown field, or a value of another type.
+            FilterError: no filter, an unknown field, or a value of another type.
         """
+        answer = self.answer(vectors, k, filter, effort)
+        return answer.scores, answer.keys
+
+    def answer(self, vectors: ArrayLike, k: int, filter: Filter | None = None, effort: Effort | None = None) -> Answer:
+        """As `search`, with the strategy that was used."""
         x_ND = check_queries(vectors, self.dim, k)
-        selector = None
-        available = self.rows
-        if filter:
-            selector = KeySelector(self.payload.mask(filter), 0)
-            available = selector.count
-        if not available or not len(x_ND):
-            return _nothing(len(x_ND), k)
-        if selector is not None and self._faiss.filter_by == "none":
-            return self._exact(x_ND, k, selector)
-        scores, positions = self._search(x_ND, k, available, effort or self.effort, selector)
-        return scores, self.keys.of(positions)
+        effort = effort or self.effort
+        selection = self._selections(filter) if filter else None
+        if selection is None or selection.count == self.rows:
+            found = self._untied(x_ND, k, self.rows, lambda x_ND, places: self._faiss.search(x_ND, places, effort))
+            return self._answer(*found, "index")
+        if not selection.count or not len(x_ND):
+            return self._answer(*_nothing(len(x_ND), k), "exact")
+        strategy = self._filtered.plan(selection, len(x_ND), k + _TIE_SLACK, effort)
+
+        def search(x_ND: NDArray[np.float32], places: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            return self._filtered.search(x_ND, places, selection, strategy, effort)
+
+        whole = strategy == "exact" and self._filtered.stored
+        return self._answer(*(search(x_ND, k) if whole else self._untied(x_ND, k, selection.count, search)), strategy)
+
+    def words(self, text: str, k: int, filter: Filter | None = None) -> Answer:
+        """The `k` best rows of this shard by BM25 for the words of `text`, as for one query `(1, k)`.
+
+        Raises QueryError if the index was built without words.
+        """
+        if self._lexical is None:
+            raise QueryError("the index has vectors only, no words", where="hybrid", fix="build it with index.words")
+        scores, positions = self._lexical.search(text, k, self._selections(filter).mask() if filter else None)
+        return self._answer(scores[None], positions[None], "words")
+
+    def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The whole vectors `(len(positions), D)` of rows of this shard: of the index if it keeps them, else the
+        table's.
+        """
+        stored = self._filtered.stored
+        return stored.take(positions) if stored else take_vectors(self._embeddings, self.keys.of(positions))
 
     def key(self, row_id: str) -> int | None:
         """The key of the row with this id, if it is in this shard."""
         position = self.payload.position(row_id)
         return None if position is None else int(self.keys.of(np.array([position]))[0])
 
-    def _search(
-        self, x_ND: NDArray[np.float32], k: int, available: int, effort: Effort, selector: KeySelector | None
+    def _answer(self, scores: NDArray[np.float32], positions: NDArray[np.int64], strategy: str) -> Answer:
+        return Answer(scores, self.keys.of(positions), strategy)
+
+    def _untied(
+        self, x_ND: NDArray[np.float32], k: int, available: int, search: Search
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and positions `(N, k)` by `search`, lowest position first among equal scores."""
+        if not available or not len(x_ND):
+            return _nothing(len(x_ND), k)
         places = min(k + _TIE_SLACK, available)
-        scores, keys = self._faiss.search(x_ND, places, effort, selector)
-        best_scores, best_keys = merge([scores], [keys], k)
+        scores, positions = search(x_ND, places)
+        best_scores, best = merge([scores], [positions], k)
         # FAISS keeps an arbitrary few of the rows that tie for the last place; which ones would then depend
         # on how the rows were sharded. Ask for more until the tie is seen to end.
         open_ties = np.arange(len(x_ND)) if k < available else np.zeros(0, np.int64)
         while len(open_ties):
-            unresolved = (keys >= 0).all(axis=1) & (scores.min(axis=1) == best_scores[open_ties, k - 1])
+            unresolved = (positions >= 0).all(axis=1) & (scores.min(axis=1) == best_scores[open_ties, k - 1])
             open_ties = open_ties[unresolved]
             if not len(open_ties) or places >= min(available, k + _TIE_LIMIT):
                 break
             places = min(places * 4, available, k + _TIE_LIMIT)
-            scores, keys = self._faiss.search(x_ND[open_ties], places, effort, selector)
-            best_scores[open_ties], best_keys[open_ties] = merge([scores], [keys], k)
-        return best_scores, best_keys
+            scores, positions = search(x_ND[open_ties], places)
+            best_scores[open_ties], best[open_ties] = merge([scores], [positions], k)
+        return best_scores, best
 
     def _exact(
-        self, x_ND: NDArray[np.float32], k: int, selector: KeySelector
+        self, x_ND: NDArray[np.float32], k: int, positions: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Exact search over the rows of `selector`, whose vectors are read from the table in blocks."""
+        """Exact search over the rows at `positions`, whose vectors are read from the table in blocks."""
         best = _nothing(len(x_ND), k)
-        offsets = self.keys.of(selector.positions)
-        for start in range(0, len(offsets), _EXACT_BLOCK):
-            block = offsets[start : start + _EXACT_BLOCK]
-            best = exact_block(x_ND, take_vectors(self._embeddings, block), block, k, best)
+        for start in range(0, len(positions), _EXACT_BLOCK):
+            block = positions[start : start + _EXACT_BLOCK]
+            best = exact_block(x_ND, take_vectors(self._embeddings, self.keys.of(block)), block, k, best)
         return best
 
 
@@ -162,6 +213,23 @@ def verified_path(index_uri: str, info: File) -> str:
         f"the checksum differs (sha256 {found[:12]}..., the manifest says {info.sha256[:12]}...)",
         where=uri,
         fix="copy it again, or build the index again",
+    )
+
+
+def open_lexical(index_uri: str, manifest: Manifest, i: int) -> LexicalShard | None:
+    """The words of shard `i`, checksums verified; None if the index was built without.
+
+    Raises IndexArtefactError naming the file that is missing or altered.
+    """
+    built = manifest.words
+    if built is None:
+        return None
+    return LexicalShard(
+        mapped_table(verified_path(index_uri, built.shards[i])),
+        mapped_table(verified_path(index_uri, built.terms)),
+        rows=manifest.shards[i].rows,
+        all_rows=manifest.embeddings.rows,
+        length=built.length,
     )
 
 

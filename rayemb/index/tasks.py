@@ -1,6 +1,5 @@
 """The tasks of a build: each runs in a worker of its own, may be retried, and gives the same result again."""
 
-import os
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from rayemb.index.faiss_index import (
     seed_training,
     serialise,
 )
-from rayemb.index.ledger import Ledger, Placed, Trained, Written
+from rayemb.index.ledger import Ledger, Placed, Trained, Written, file_of
 from rayemb.index.manifest import CurvePoint, File, Manifest, Recall, ShardFile
 from rayemb.index.payload import id_hashes
 from rayemb.index.placement import cell_shards, hashed_shards
@@ -61,7 +60,7 @@ def train(uri: str, version: int, config: IndexConfig, ledger: Ledger) -> NDArra
     file = f"{ledger.folder}/trained.faiss"
     with storage.writing(storage.join(ledger.index_uri, file)) as path:
         faiss.write_index(index, path)
-        record = Trained(**_file(file, path).model_dump())
+        record = Trained(**file_of(file, path).model_dump())
     ledger.write("trained", record)
     return serialise(index)
 
@@ -114,7 +113,7 @@ def place(
         with storage.writing(storage.join(ledger.index_uri, file)) as path:
             with open(path, "wb") as out:
                 np.save(out, np.flatnonzero(owners_R == number).astype(np.int64))
-            files.append(_file(file, path))
+            files.append(file_of(file, path))
     cells_of = tuple(table.tolist()) if trained is not None else ()
     record = Placed(trained=trained_sha256, rows=tuple(rows), keys=tuple(files), cells=cells_of)
     ledger.write("placed", record)
@@ -162,7 +161,7 @@ def build_shard(
     file = f"{ledger.folder}/{name}.faiss"
     with storage.writing(storage.join(ledger.index_uri, file)) as path:
         faiss.write_index(index, path)  # never as bytes in memory: that is the shard a second time
-        written = _file(file, path)
+        written = file_of(file, path)
     place = {"start": keys} if isinstance(keys, int) else {"keys": keys}
     record = Written(trained=trained_sha256, shard=ShardFile(**written.model_dump(), rows=rows, **place))
     ledger.write(name, record)
@@ -172,10 +171,6 @@ def build_shard(
 def recall(index_uri: str, manifest: Manifest, config: IndexConfig) -> tuple[Recall | None, tuple[CurvePoint, ...]]:
     """What the index finds of what an exact search finds, at its own effort and at others."""
     return measure(index_uri, manifest, k=config.recall_k, queries=config.recall_queries, seed=config.seed)
-
-
-def _file(file: str, path: str) -> File:
-    return File(file=file, bytes=os.path.getsize(path), sha256=storage.sha256_file(path))
 
 
 def _block_rows(dim: int) -> int:

@@ -1,8 +1,9 @@
 """Is this index what it says, and does it find what an exact search finds?"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -58,21 +59,21 @@ def verify_index(index_uri: str, config: IndexConfig | None = None) -> VerifyRep
     config = config or IndexConfig()
     manifest = load_manifest(index_uri)
     problems: list[str] = []
-    try:
-        verified_path(index_uri, manifest.trained)
-    except RayembError as error:
-        problems.append(str(error))
     embeddings: EmbeddingsTable | None = None
     try:
         embeddings = open_embeddings(manifest)
     except RayembError as error:
         problems.append(str(error))
-    for i, shard in enumerate(manifest.shards):
+    checks: list[Callable[[], object]]
+    if embeddings is None:
+        checks = [partial(verified_path, index_uri, file) for file in manifest.files]
+    else:
+        shards = range(len(manifest.shards))
+        checks = [partial(verified_path, index_uri, manifest.trained)]
+        checks += [partial(Shard.open, index_uri, manifest, i, embeddings) for i in shards]
+    for check in checks:
         try:
-            if embeddings is not None:
-                Shard.open(index_uri, manifest, i, embeddings)
-            else:
-                verified_path(index_uri, shard)
+            check()
         except RayembError as error:
             problems.append(str(error))
     recall = None

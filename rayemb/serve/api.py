@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class _Strict(BaseModel):
@@ -10,18 +10,33 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def _plain(value: Any) -> Any:
-    # One readable error for a value of another kind, instead of one for each member of a union.
-    if isinstance(value, str | bool | int | float):
-        return value
-    raise ValueError("a filter value is a string, a number or a boolean")
+# The language has its own parser, which names paths, and its own schema in /openapi.json.
+Filter = dict[str, JsonValue]
+Ids = Annotated[list[str], Field(max_length=100)]
 
 
-FilterValue = Annotated[str | int | float | bool, BeforeValidator(_plain)]
+class Hybrid(_Strict):
+    """Words beside vectors: how the two rankings become one."""
+
+    fusion: Literal["rrf", "convex"] = Field(
+        "rrf", description="rrf: by ranks, 1 / (60 + rank) added up; convex: by scores, each scaled to 0..1"
+    )
+    weight: float = Field(0.5, ge=0, le=1, description="convex: share of the words' score")
+
+
+class SearchEffort(_Strict):
+    """How wide to search; each part matters to the index types that have it, and more is slower and finds more."""
+
+    nprobe: int | None = Field(None, ge=1, le=65_536, description="IVF lists a query looks into")
+    ef_search: int | None = Field(None, ge=1, le=4096, description="candidates an HNSW search keeps")
+    rerank: int | None = Field(None, ge=1, le=64, description="candidates per hit that a refine stage scores again")
 
 
 class SearchRequest(_Strict):
-    """One query: a text, an image, or both; with both, the two vectors' normalised mean is searched."""
+    """One query: a text, an image, both (their vectors' normalised mean), or items that are like what is wanted.
+
+    Of `diversity`, `group_by` and (`hybrid`, `rerank`) one at most.
+    """
 
     text: str | None = Field(None, description="what to look for, in words", examples=["red heart"])
     image: str | None = Field(
@@ -30,10 +45,30 @@ class SearchRequest(_Strict):
         json_schema_extra={"format": "byte"},
     )
     k: int = Field(10, ge=1, description="how many hits to give, at most")
-    filter: dict[str, FilterValue] | None = Field(
+    filter: Filter | None = Field(
         None,
-        description="only items whose columns equal these values; columns: `payload_types` of GET /v1/index",
-        examples=[{"source": "openmoji"}],
+        description="only items whose columns pass; columns and types: `payload_types` of GET /v1/index",
+        examples=[{"source": "openmoji", "size": {"gte": 64}, "not": {"colour": {"in": ["red", "pink"]}}}],
+    )
+    recall: float | None = Field(
+        None, gt=0, le=1, description="share of the exact answer wanted: `curve` of GET /v1/index says what it takes"
+    )
+    effort: SearchEffort | None = Field(None, description="instead of `recall`; what is left out is the index's own")
+    min_score: float | None = Field(None, description="only items whose vector scores this much; not with `hybrid`")
+    positive: Ids = Field(
+        [], description="ids of items to be near to; alone, or beside text and image, which count as one more"
+    )
+    negative: Ids = Field([], description="ids of items to be far from: their mean is subtracted")
+    diversity: float | None = Field(
+        None, ge=0, le=1, description="maximal marginal relevance: 0, the nearest, to 1, the most unlike each other"
+    )
+    group_by: str | None = Field(
+        None, description="a column; `k` of its values are found by their best items, hits of one side by side"
+    )
+    group_size: int = Field(1, ge=1, description="with `group_by`: most hits of one value; k * group_size <= max_k")
+    hybrid: Hybrid | None = Field(None, description="the text's words count too (BM25), where the index has them")
+    rerank: int | None = Field(
+        None, ge=1, description="that many of the best are scored anew by reading them with the text, where served"
     )
 
 
@@ -53,7 +88,9 @@ class Hit(BaseModel):
     """One item found."""
 
     id: str = Field(description="the item's id in the embeddings table")
-    score: float = Field(description="inner product of unit vectors, -1 to 1; larger is closer")
+    score: float = Field(
+        description="inner product of unit vectors, -1 to 1; with `hybrid` or `rerank`, of those; larger is better"
+    )
     payload: dict[str, Any] = Field(description="the item's payload columns")
     image_url: str | None = Field(None, description="where the item's picture is, if the table keeps pictures")
 
@@ -74,6 +111,11 @@ class SearchResponse(BaseModel):
     model_digest: str = Field(description="digest of the model that embedded the query")
     partial: bool = Field(description="true if some shards did not answer: their items are missing from the hits")
     missing_shards: list[str] = Field(description="the shards that did not answer")
+    strategies: list[str] = Field(
+        [],
+        description="how the shards were searched: index (no filter); with one: exact (over the items that pass), "
+        "selector (the index skips what fails), overfetch (what fails is dropped from more hits); words (BM25)",
+    )
     timings_ms: Timings
     request_id: str = Field(description="names this request in the server's log")
 
@@ -113,9 +155,14 @@ class IndexInfo(BaseModel):
     shards: list[dict[str, Any]] = Field(description="name and rows of each shard")
     factory: str = Field(description="FAISS factory string")
     recall: dict[str, JsonValue] = Field(description="recall measured when the index was built, if it was")
+    effort: dict[str, JsonValue] = Field(description="how wide a search looks unless it asks otherwise")
+    curve: list[dict[str, JsonValue]] = Field(
+        description="recall measured at other efforts, and milliseconds a query on one thread; cheapest first"
+    )
     payload_columns: list[str] = Field(description="columns that hits carry and filters may name")
     payload_types: dict[str, str] = Field(
-        description="type of each payload column: string, integer, number, boolean; other: no filter"
+        description="type of each payload column: string, integer, number, boolean, timestamp, point, list of "
+        "one of these; other: no filter but null"
     )
     has_images: bool = Field(description="whether hits have an image_url")
     topology: str = Field(description="together (one process) or spread (one deployment per shard)")

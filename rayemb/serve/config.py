@@ -32,6 +32,10 @@ class ServeConfig(Config):
     )
     threads: int = Field(1, ge=1, description="threads of torch and of FAISS in each replica")
     max_k: int = Field(100, ge=1, le=10_000, description="most hits of one search")
+    reranker: str | None = Field(
+        None, description="directory of a cross-encoder (safetensors), for searches with `rerank`; null: none"
+    )
+    rerank_column: str = Field("text", description="payload column that the cross-encoder reads beside the query")
     max_text_chars: int = Field(2000, ge=1, description="longest text, in characters")
     image: ImageLimits = Field(
         ImageLimits(max_bytes=5_000_000, max_pixels=25_000_000), description="what an uploaded image may be"

@@ -9,7 +9,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -25,8 +25,8 @@ from starlette.types import ASGIApp
 from rayemb.cluster import require_cpus
 from rayemb.config import Config, from_mapping
 from rayemb.data.config import EmbedWhat
-from rayemb.index import Manifest, QueryError, Shard
-from rayemb.index.shard import open_embeddings
+from rayemb.index import Effort, Filter, Manifest, QueryError, Shard
+from rayemb.index.shard import Answer, open_embeddings
 from rayemb.models import ImageError, Model, model_digest
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, shard_names, use_threads
@@ -37,6 +37,8 @@ from rayemb.serve.spread import SpreadEngine
 logger = logging.getLogger(__name__)
 
 APP_NAME = "rayemb"
+# Scores and keys `(n, k)`, the rows of those keys, the strategy.
+ShardAnswer = tuple[Vectors, Any, dict[int, dict[str, Any]], str]
 _POLL_S = 0.2
 
 
@@ -58,7 +60,7 @@ class Gateway:
         if manifest is None:
             self._engine = LocalEngine(model_uri, index_uri, config)
         else:
-            self._engine = SpreadEngine(manifest, embedder, shards, config.deadline_s)
+            self._engine = SpreadEngine(index_uri, manifest, embedder, shards, config.deadline_s)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         # Serve's hook for an app that is built in the replica: nothing of it has to be pickled.
@@ -101,10 +103,14 @@ class ShardServer:
         self._pool = ThreadPoolExecutor(4, "rayemb-shard", use_threads, (config.threads,))
 
     async def search(
-        self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None
-    ) -> tuple[Vectors, Any, dict[int, dict[str, Any]]] | QueryError:
-        """Scores and keys `(n, k)` and the rows of those keys, or what is wrong with the query."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._search, vectors, k, filter)
+        self, vectors: Vectors, k: int, filter: Filter | None, effort: Effort | None
+    ) -> ShardAnswer | QueryError:
+        """Scores and keys `(n, k)`, the rows of those keys and the strategy, or what is wrong with the query."""
+        return await self._run(self._shard.answer, vectors, k, filter, effort)
+
+    async def words(self, text: str, k: int, filter: Filter | None) -> ShardAnswer | QueryError:
+        """As `search`, for the words of one text."""
+        return await self._run(self._shard.words, text, k, filter)
 
     async def locate(self, item: str) -> int | None:
         """The key of the row with this id, if this shard holds it."""
@@ -115,14 +121,17 @@ class ShardServer:
         """The process id, as a sign of life."""
         return os.getpid()
 
-    def _search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Any:
+    async def _run(self, work: Callable[..., Answer], *args: Any) -> ShardAnswer | QueryError:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._answered, work, *args)
+
+    def _answered(self, work: Callable[..., Answer], *args: Any) -> ShardAnswer | QueryError:
         try:
-            scores, keys = self._shard.search(vectors, k, filter)
+            found = work(*args)
         except QueryError as error:
             return error
-        kept = np.unique(keys[keys >= 0])
+        kept = np.unique(found.keys[found.keys >= 0])
         rows = self._shard.payload.take(self._shard.keys.at(kept).tolist())
-        return scores, keys, dict(zip(kept.tolist(), rows, strict=True))
+        return found.scores, found.keys, dict(zip(kept.tolist(), rows, strict=True)), found.strategy
 
 
 class ServeArguments(Config):

@@ -4,19 +4,20 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import faiss
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from rayemb.data.config import EmbedWhat
 from rayemb.data.embeddings import EmbeddingsTable
-from rayemb.index import Index, IndexArtefactError, Manifest, load_manifest
+from rayemb.index import Effort, Filter, Hits, Index, IndexArtefactError, Manifest, Query, load_manifest
+from rayemb.index.columns import kind_of
 from rayemb.models import PADDING, Model
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
@@ -32,13 +33,14 @@ _POOL_THREADS = 8
 class Found:
     """What a search gave: `scores` `(n, k)` float32 and `keys` `(n, k)` int64, padded with -inf and -1.
 
-    `rows` has id and payload of every key in `keys` (-1 apart).
+    `rows` has id and payload of every key in `keys` (-1 apart); `strategies` are those of `rayemb.index.Hits`.
     """
 
     scores: Vectors
     keys: NDArray[np.int64]
     rows: Mapping[int, dict[str, Any]]
     missing_shards: list[str] = field(default_factory=list)
+    strategies: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Description:
     metric: str
     factory: str
     recall: dict[str, Any]
+    effort: dict[str, int]
+    curve: list[dict[str, Any]]
     shards: list[dict[str, Any]]
     payload_columns: list[str]
     payload_types: dict[str, str]
@@ -76,8 +80,23 @@ class Engine(Protocol):
         """Unit vectors `(n, D)` float32 of encoded images."""
         ...
 
-    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
-        """The k best for each vector, payloads included: in `spread`, a further trip costs time."""
+    async def search(
+        self,
+        vectors: Vectors,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> Found:
+        """The k best for each vector, payloads included: in `spread`, a further trip costs time.
+
+        `effort`, `recall`: how wide to search, as in `rayemb.index.Index.search`.
+        """
+        ...
+
+    async def query(self, vector: Vectors | None, query: Query) -> Found:
+        """A search of any other kind, of one vector `(D,)` or of examples: `n` is 1, nothing is padded."""
         ...
 
     async def image(self, item: str) -> bytes | None:
@@ -103,9 +122,10 @@ def check_match(model_digest: str, index_uri: str) -> Manifest:
 
 
 def use_threads(count: int) -> None:
-    """Sets how many threads torch and FAISS use for work started in this thread: replicas share a machine."""
+    """Sets how many threads torch, FAISS and numpy use for work started in this thread: replicas share a machine."""
     torch.set_num_threads(count)
     faiss.omp_set_num_threads(count)
+    threadpool_limits(count, user_api="blas")  # of the whole process: numpy scores the rows that pass a filter
 
 
 class Encoder:
@@ -145,6 +165,7 @@ class Encoder:
 
 def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
     """What a gateway says about the index of `manifest`."""
+    fields = embeddings.dataset.schema
     return Description(
         index_version=manifest.version,
         model_digest=manifest.model_digest,
@@ -153,26 +174,16 @@ def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
         metric=manifest.metric,
         factory=manifest.factory,
         recall=manifest.recall.model_dump() if manifest.recall else {},
+        effort=asdict(manifest.effort),
+        curve=[point.model_dump(mode="json") for point in manifest.curve],
         shards=[
             {"name": name, "rows": shard.rows}
             for name, shard in zip(shard_names(manifest), manifest.shards, strict=True)
         ],
         payload_columns=embeddings.payload_columns,
-        payload_types={name: _type(embeddings.dataset.schema.field(name).type) for name in embeddings.payload_columns},
+        payload_types={name: kind_of(fields.field(name).type) for name in embeddings.payload_columns},
         has_images=embeddings.has_images,
     )
-
-
-def _type(kind: pa.DataType) -> str:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "string"
-    if pa.types.is_boolean(kind):
-        return "boolean"
-    if pa.types.is_integer(kind):
-        return "integer"
-    return "number" if pa.types.is_floating(kind) else "other"
 
 
 def shard_names(manifest: Manifest) -> list[str]:
@@ -208,14 +219,28 @@ class LocalEngine:
         """Unit vectors `(n, D)`."""
         return await self._encoder.images(images)
 
-    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
+    async def search(
+        self,
+        vectors: Vectors,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> Found:
         """The k best of all shards, with their payloads."""
-        return await self._run(self._search, vectors, k, filter)
+        return await self._run(
+            lambda: self._found(self._index.search(vectors, k, filter, effort=effort, recall=recall))
+        )
 
-    def _search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
-        hits = self._index.search(vectors, k, filter)
+    async def query(self, vector: Vectors | None, query: Query) -> Found:
+        """A search of any other kind."""
+        return await self._run(lambda: self._found(self._index.query(vector, query)))
+
+    def _found(self, hits: Hits) -> Found:
         keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
-        return Found(hits.scores, hits.keys, dict(zip(keys, self._index.payload(keys), strict=True)))
+        rows = dict(zip(keys, self._index.payload(keys), strict=True))
+        return Found(hits.scores, hits.keys, rows, strategies=hits.strategies)
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none."""

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from rayemb import __version__
-from rayemb.index import QueryError
+from rayemb.index import Query, QueryError, Rerank, Reranker
+from rayemb.index.filters import filter_schemas
 from rayemb.models import ImageError
 from rayemb.serve import api
 from rayemb.serve.config import ServeConfig
@@ -24,11 +26,12 @@ from rayemb.serve.envelope import Envelope, JsonResponse, error_response, reques
 from rayemb.serve.errors import ApiError, EngineUnavailable
 from rayemb.serve.metrics import Metrics
 from rayemb.serve.page import page, sniff
-from rayemb.serve.parse import Query, embeddings_request, search_query
+from rayemb.serve.parse import Search, embeddings_request, search_query
 
 logger = logging.getLogger(__name__)
 
 _LEAST_DIGEST = 12
+_REF = "#/components/schemas/{model}"
 
 
 def create_app(engine: Engine, config: ServeConfig | None = None, *, send_id_header: bool = True) -> FastAPI:
@@ -53,7 +56,21 @@ def create_app(engine: Engine, config: ServeConfig | None = None, *, send_id_hea
     for kind in (ApiError, HTTPException, QueryError, ImageError, EngineUnavailable):
         app.add_exception_handler(kind, _on_error)
     _add_routes(app, gateway, config)
+    _document(app)
     return app
+
+
+def _document(app: FastAPI) -> None:
+    """Adds what `requestBody` of a search refers to: FastAPI knows only the models that it validates itself."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = described()
+        schemas = api.SearchRequest.model_json_schema(ref_template=_REF)["$defs"]
+        document["components"]["schemas"] |= filter_schemas() | schemas
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 class _Gateway:
@@ -64,15 +81,26 @@ class _Gateway:
         self.metrics = Metrics(description.index_version, description.model_digest, description.rows)
         self._places = asyncio.Semaphore(config.max_ongoing_requests)
         self._waiting = 0
+        self._reranker: Reranker | None = None
+        if config.reranker:
+            from rayemb.mining import CrossEncoder  # with Ray Data: not for gateways without one
+
+            self._reranker = CrossEncoder(config.reranker)
 
     async def search(self, request: Request) -> Response:
         started = time.perf_counter()
-        query = await search_query(request, self.config)
+        query = await search_query(request, self.config, self.description)
         async with self._place():
             begin = time.perf_counter()
             vector = await self._vector(query)
             embedded = time.perf_counter()
-            found = await self.engine.search(vector, query.k, query.filter)
+            wanted = self._reranked(query)
+            if vector is not None and wanted.plain:
+                found = await self.engine.search(
+                    vector, wanted.k, wanted.filter, effort=wanted.effort, recall=wanted.recall
+                )
+            else:
+                found = await self.engine.query(None if vector is None else vector[0], wanted)
             searched = time.perf_counter()
         hits = self._hits(found, request.scope.get("root_path", ""))
         embed_s, search_s = embedded - begin, searched - embedded
@@ -89,6 +117,7 @@ class _Gateway:
                 "model_digest": self.description.model_digest,
                 "partial": bool(found.missing_shards),
                 "missing_shards": found.missing_shards,
+                "strategies": sorted(set(found.strategies)),
                 "timings_ms": {stage: round(seconds * 1000, 3) for stage, seconds in timings.items()},
                 "request_id": request_id(request.scope),
             }
@@ -159,8 +188,16 @@ class _Gateway:
 
     # -- parts -----------------------------------------------------------------------------------------------
 
-    async def _vector(self, query: Query) -> Vectors:
-        """The query as one unit vector `(1, D)`: of its text, its image, or the normalised mean of both."""
+    def _reranked(self, query: Search) -> Query:
+        if query.rerank is None or self._reranker is None:
+            return query.wanted
+        rerank = Rerank(query.text or "", self.config.rerank_column, query.rerank, self._reranker)
+        return replace(query.wanted, rerank=rerank)
+
+    async def _vector(self, query: Search) -> Vectors | None:
+        """The query as one unit vector `(1, D)`: of its text, its image, or the normalised mean of both; None if it
+        has neither.
+        """
         parts: list[Vectors] = []
         calls: list[Any] = []
         if query.text is not None:
@@ -169,8 +206,8 @@ class _Gateway:
             calls.append(self.engine.embed_images([query.image]))
         for result in await asyncio.gather(*calls):
             parts.append(result[0] if isinstance(result, tuple) else result)
-        if len(parts) == 1:
-            return parts[0]
+        if len(parts) < 2:
+            return parts[0] if parts else None
         mean = (parts[0] + parts[1]) / 2
         norm = float(np.linalg.norm(mean))
         if norm < 1e-6:
@@ -326,7 +363,9 @@ _PROBLEMS = {
 
 
 def _search_body(config: ServeConfig) -> dict[str, Any]:
-    schema = api.SearchRequest.model_json_schema()
+    schema = api.SearchRequest.model_json_schema(ref_template=_REF)
+    del schema["$defs"]
+    schema["properties"]["filter"]["anyOf"][0] = {"$ref": _REF.format(model="Filter")}
     schema["properties"]["k"]["maximum"] = config.max_k
     form = {
         "type": "object",
@@ -337,7 +376,7 @@ def _search_body(config: ServeConfig) -> dict[str, Any]:
             "k": {"type": "integer", "minimum": 1, "maximum": config.max_k, "default": 10},
             "filter": {
                 "type": "string",
-                "description": 'JSON object of column: value, such as {"source": "openmoji"}',
+                "description": 'the filter as JSON, such as {"source": "openmoji"}',
             },
         },
     }

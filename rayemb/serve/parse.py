@@ -12,8 +12,11 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from rayemb.serve.api import EmbeddingsRequest, SearchRequest
+from rayemb.index import Effort, Fusion, Query, QueryError
+from rayemb.index.filters import parse_filter
+from rayemb.serve.api import EmbeddingsRequest, SearchEffort, SearchRequest
 from rayemb.serve.config import ServeConfig
+from rayemb.serve.engine import Description
 from rayemb.serve.errors import ApiError
 
 M = TypeVar("M", bound=BaseModel)
@@ -24,16 +27,19 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
-class Query:
-    """A search that is well formed: at least one of `text` and `image` (an encoded file) is there."""
+class Search:
+    """A search that is well formed: `text`, `image` (an encoded file) or `wanted.positive` is there.
+
+    `wanted` is complete but for `rerank`, the number of candidates, which needs a network.
+    """
 
     text: str | None
     image: bytes | None
-    k: int
-    filter: dict[str, Any] | None
+    wanted: Query
+    rerank: int | None = None
 
 
-async def search_query(request: Request, config: ServeConfig) -> Query:
+async def search_query(request: Request, config: ServeConfig, about: Description) -> Search:
     """The query in the body of POST /v1/search, JSON or multipart. Raises ApiError."""
     kind = _content_type(request)
     if kind == MULTIPART:
@@ -54,13 +60,51 @@ async def search_query(request: Request, config: ServeConfig) -> Query:
         check_image_size(len(image), config)
         if not image:
             raise ApiError(422, "invalid_request", "the image is empty", "image")
-    if body.text is None and image is None:
-        raise ApiError(422, "invalid_request", "give text, image, or both", "text, image")
+    if body.text is None and image is None and not body.positive:
+        raise ApiError(422, "invalid_request", "give text, image, both, or positive", "text, image")
     if body.text is not None:
         check_text(body.text, "text", config)
-    if body.k > config.max_k:
-        raise ApiError(422, "invalid_request", f"k is at most {config.max_k}, got {body.k}", "k")
-    return Query(body.text, image, body.k, body.filter or None)
+    return Search(body.text, image, _wanted(body, config, about), body.rerank)
+
+
+def _wanted(body: SearchRequest, config: ServeConfig, about: Description) -> Query:
+    for name, value in (("k", body.k), ("group_size", body.k * body.group_size), ("rerank", body.rerank or 0)):
+        if value > config.max_k:
+            what = "k * group_size" if name == "group_size" else name
+            raise ApiError(422, "invalid_request", f"{what} is at most {config.max_k}, got {value}", name)
+    for name, given in (("hybrid", body.hybrid), ("rerank", body.rerank)):
+        if given is not None and body.text is None:
+            raise ApiError(422, "invalid_request", f"{name} is of words: give text", name)
+    if body.rerank is not None and config.reranker is None:
+        raise ApiError(422, "invalid_request", "no re-ranking is served here", "rerank")
+    fusion = Fusion(body.text or "", body.hybrid.fusion, body.hybrid.weight) if body.hybrid else None
+    try:
+        if body.filter:
+            parse_filter(body.filter)
+        if body.rerank is not None:  # it excludes what words exclude
+            Query(diversity=body.diversity, group_by=body.group_by, min_score=body.min_score, fusion=Fusion(""))
+        return Query(
+            k=body.k,
+            filter=body.filter or None,
+            effort=asked_effort(body.effort, about),
+            recall=body.recall,
+            min_score=body.min_score,
+            positive=tuple(body.positive),
+            negative=tuple(body.negative),
+            diversity=body.diversity,
+            group_by=body.group_by,
+            group_size=body.group_size,
+            fusion=fusion,
+        )
+    except QueryError as error:
+        fix = f"; {error.fix}" if error.fix else ""
+        raise ApiError(422, "invalid_request", f"{error.what}{fix}", error.where) from error
+
+
+def asked_effort(given: SearchEffort | None, about: Description) -> Effort | None:
+    """How wide a request wants to search, what it leaves out being the index's own; None if it does not say."""
+    parts = given.model_dump(exclude_none=True) if given else {}
+    return Effort(**{**about.effort, **parts}) if parts else None
 
 
 async def embeddings_request(request: Request, config: ServeConfig) -> tuple[EmbeddingsRequest, list[str]]:
@@ -175,7 +219,13 @@ def _validated(model: type[M], fields: dict[str, Any]) -> M:
         item = error.errors(include_url=False)[0]
         known = ", ".join(model.model_fields)
         loc = [str(part) for part in item["loc"]]
-        field = loc[0] if loc and loc[0] != "filter" else ".".join(loc[:2])
+        field = (
+            ".".join(loc[:2])
+            if loc[:1] in (["hybrid"], ["effort"], ["positive"], ["negative"])
+            else loc[0]
+            if loc
+            else ""
+        )
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"unknown field; known: {known}"

@@ -4,17 +4,19 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from rayemb.data.embeddings import IMAGE
-from rayemb.index import Manifest, QueryError, merge
-from rayemb.index.shard import open_embeddings
+from rayemb.index import Effort, Filter, Hits, Manifest, Query, QueryError, merge, queries
+from rayemb.index.placement import Router
+from rayemb.index.shard import open_embeddings, take_vectors
 from rayemb.models import ImageError
 from rayemb.serve.engine import Description, Found, Vectors, describe, shard_names
 from rayemb.serve.errors import EngineUnavailable
@@ -61,9 +63,12 @@ class SpreadEngine:
     anything whose methods' `.remote(...)` can be awaited.
     """
 
-    def __init__(self, manifest: Manifest, embedder: Any, shards: Sequence[Any], deadline_s: float) -> None:
+    def __init__(
+        self, index_uri: str, manifest: Manifest, embedder: Any, shards: Sequence[Any], deadline_s: float
+    ) -> None:
         if len(shards) != len(manifest.shards):
             raise QueryError(f"the index has {len(manifest.shards)} shards and {len(shards)} were deployed")
+        self._manifest, self._router = manifest, Router(index_uri, manifest)
         self._table = open_embeddings(manifest)
         self._description = describe(manifest, self._table)
         self._names = shard_names(manifest)
@@ -71,6 +76,8 @@ class SpreadEngine:
         self._breakers = [Breaker(deadline_s) for _ in shards]
         self._known: OrderedDict[str, int] = OrderedDict()
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="rayemb-pictures")
+        # Threads that wait for shards, apart from those that read the table.
+        self._composers = ThreadPoolExecutor(8, thread_name_prefix="rayemb-queries")
 
     def describe(self) -> Description:
         """What is served."""
@@ -88,10 +95,39 @@ class SpreadEngine:
             raise result
         return np.asarray(result, np.float32)
 
-    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
+    async def search(
+        self,
+        vectors: Vectors,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> Found:
         """The k best of the shards that answered in time; the others are named."""
-        asked = [number for number, breaker in enumerate(self._breakers) if breaker.allows()]
-        answers = await asyncio.gather(*(self._ask(number, vectors, k, filter) for number in asked))
+        chosen = self._manifest.chosen_effort(effort, recall)
+        asked = self._router.all
+        if self._router.routes and not filter:
+            loop = asyncio.get_running_loop()
+            asked = await loop.run_in_executor(self._pool, self._router.shards, vectors, chosen.nprobe)
+        return await self._best(asked, k, "search", vectors, k, filter, chosen)
+
+    async def words(self, text: str, k: int, filter: Filter | None = None) -> Found:
+        """The k best by BM25 of the shards that answered in time; the others are named."""
+        return await self._best(self._router.all, k, "words", text, k, filter)
+
+    async def query(self, vector: Vectors | None, query: Query) -> Found:
+        """A search of any other kind: composed here, in a thread, of searches of the shards."""
+        loop = asyncio.get_running_loop()
+        source = _Shards(self, loop)
+        hits = await loop.run_in_executor(self._composers, queries.answer, source, vector, query)
+        kept = {int(key): source.rows[int(key)] for key in hits.keys.flat}
+        return Found(hits.scores, hits.keys, kept, sorted(source.missing), hits.strategies)
+
+    async def _best(self, wanted: Sequence[int], k: int, method: str, *args: Any) -> Found:
+        """The k best of what a method of the `wanted` shards gives."""
+        asked = [number for number in wanted if self._breakers[number].allows()]
+        answers = await asyncio.gather(*(self._ask(number, method, *args) for number in asked))
         found = [answer for answer in answers if answer is not None]
         for answer in found:
             if isinstance(answer, QueryError):
@@ -103,16 +139,14 @@ class SpreadEngine:
         kept = {int(key) for key in keys.flat if key >= 0}
         self._remember({key: rows[key] for key in kept})
         answered = {number for number, answer in zip(asked, answers, strict=True) if answer is not None}
-        missing = [name for number, name in enumerate(self._names) if number not in answered]
-        return Found(scores, keys, rows, missing)
+        missing = [self._names[number] for number in wanted if number not in answered]
+        return Found(scores, keys, rows, missing, tuple(answer[3] for answer in found))
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none. EngineUnavailable if that cannot be told."""
         if not self._table.has_images:
             return None
-        key = self._known.get(item)
-        if key is None:
-            key = await self._locate(item)
+        key = await self.key_of(item)
         if key is None:
             return None
         loop = asyncio.get_running_loop()
@@ -139,15 +173,24 @@ class SpreadEngine:
             logger.warning("the embedder did not answer (%s)", type(error).__name__)
             raise EngineUnavailable("the embedder does not answer", fix="try again in some seconds") from error
 
-    async def _ask(self, number: int, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Any:
+    async def _ask(self, number: int, method: str, *args: Any) -> Any:
         try:
-            answer = await self._within(self._shards[number].search.remote(vectors, k, filter))
+            answer = await self._within(getattr(self._shards[number], method).remote(*args))
         except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
             logger.warning("%s did not answer (%s)", self._names[number], type(error).__name__)
             self._breakers[number].report(False)
             return None
         self._breakers[number].report(True)
         return answer
+
+    async def key_of(self, item: str) -> int | None:
+        """The key of the row with this id, or None. EngineUnavailable if that cannot be told."""
+        key = self._known.get(item)
+        return key if key is not None else await self._locate(item)
+
+    def vectors_of(self, keys: Sequence[int]) -> Vectors:
+        """Vectors of rows, from the table; blocks."""
+        return take_vectors(self._table, np.asarray(keys, np.int64))
 
     async def _locate(self, item: str) -> int | None:
         calls = (self._within(shard.locate.remote(item)) for shard in self._shards)
@@ -165,3 +208,45 @@ class SpreadEngine:
             self._known[str(row["id"])] = key
         while len(self._known) > _KNOWN_IDS:
             self._known.popitem(last=False)
+
+
+class _Shards:
+    """The shards as a `Source` for one query, in a thread beside the event loop; it remembers what it was told."""
+
+    def __init__(self, engine: SpreadEngine, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine, self._loop = engine, loop
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.missing: set[str] = set()
+
+    def search(
+        self,
+        vectors: ArrayLike,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> Hits:
+        x_ND = np.asarray(vectors, np.float32)
+        return self._hits(self._engine.search(x_ND, k, filter, effort=effort, recall=recall))
+
+    def words(self, text: str, k: int, filter: Filter | None = None) -> Hits:
+        return self._hits(self._engine.words(text, k, filter))
+
+    def key(self, row_id: str) -> int | None:
+        return self._wait(self._engine.key_of(row_id))
+
+    def vectors(self, keys: Sequence[int]) -> Vectors:
+        return self._engine.vectors_of(keys)
+
+    def payload(self, keys: Sequence[int]) -> list[dict[str, Any]]:
+        return [self.rows[key] for key in keys]
+
+    def _hits(self, call: Coroutine[Any, Any, Found]) -> Hits:
+        found = self._wait(call)
+        self.rows |= found.rows
+        self.missing |= set(found.missing_shards)
+        return Hits(found.scores, found.keys, tuple(found.strategies))
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()

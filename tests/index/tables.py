@@ -11,9 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayemb.data.embeddings import ID, IMAGE, VECTOR, EmbeddingsTable, embeddings_schema
-from rayemb.index import IndexConfig, Manifest, tasks
+from rayemb.index import IndexConfig, Manifest, lexical_build, tasks
 from rayemb.index.ledger import Ledger, Trained
-from rayemb.index.manifest import BuildFigures, EmbeddingsRef, File, Sharding, publish_manifest
+from rayemb.index.manifest import BuildFigures, EmbeddingsRef, File, Sharding, Words, publish_manifest
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -82,6 +82,15 @@ def build_here(embeddings: str, index: Path | str, config: IndexConfig) -> Manif
         tasks.build_shard(trained, quantiser.sha256, *source, ledger, number, rows, key).shard
         for number, (rows, key) in enumerate(keys)
     ]
+    words = None
+    if config.words is not None:
+        files = [
+            lexical_build.write_words(quantiser.sha256, *source, config.words, ledger, number, shard).file
+            for number, shard in enumerate(shards)
+        ]
+        terms = lexical_build.write_terms(ledger, *files)
+        named = File(**terms.model_dump(exclude={"length"}))
+        words = Words(column=config.words, length=terms.length, terms=named, shards=tuple(files))
     manifest = Manifest(
         created="2026-01-01T00:00:00+00:00",
         model_digest=DIGEST,
@@ -94,6 +103,7 @@ def build_here(embeddings: str, index: Path | str, config: IndexConfig) -> Manif
         sharding=Sharding(by=config.by, cells=cells),
         trained=File(**quantiser.model_dump()),
         shards=tuple(shards),
+        words=words,
         build=BuildFigures(seconds=0, train_rows=0, faiss=""),
     )
     return publish_manifest(uri, manifest)

@@ -15,7 +15,18 @@ import pytest
 
 from rayemb import storage
 from rayemb.data.embeddings import EmbeddingsTable
-from rayemb.index import Effort, Index, IndexArtefactError, IndexConfig, Manifest, build_index, load_manifest, tasks
+from rayemb.index import (
+    Effort,
+    Index,
+    IndexArtefactError,
+    IndexConfig,
+    Manifest,
+    build_index,
+    lexical_build,
+    load_manifest,
+    tasks,
+    verify_index,
+)
 from rayemb.index import build as build_module
 from rayemb.index.ledger import Ledger, Written, fingerprint
 from rayemb.index.manifest import ShardFile
@@ -26,8 +37,8 @@ FLAT = IndexConfig(factory="Flat", recall_queries=0)
 
 
 def _whole(manifest: Manifest) -> list[str]:
-    """The files of an index whose shards are ranges."""
-    return sorted(["manifest.json", manifest.trained.file, *(shard.file for shard in manifest.shards)])
+    """All files of an index."""
+    return sorted(["manifest.json", *(file.file for file in manifest.files)])
 
 
 def _files(uri: str) -> list[str]:
@@ -120,6 +131,7 @@ def test_keys_are_offsets_also_after_deletions_and_appends(ray_cluster: str, tmp
         ),
         (50, {"factory": "PQ4"}, "index.factory", "at least 256 rows"),
         (90, {"factory": "IVF64,Flat", "train_rows": 40}, "index.train_rows", "the sample has 40"),
+        (90, {"words": "title"}, "index.words", "no text column 'title'.*texts: none"),
         (50, {"factory": "PQ5x4"}, "index.factory", "16 dimensions"),
     ],
 )
@@ -241,6 +253,45 @@ def test_a_build_that_was_interrupted_goes_on_with_what_is_missing(
     assert not any("ledger" in file for file in _files(uri))
     with Index.open(uri) as index:
         assert index.search(vectors, 1, effort=Effort(nprobe=4)).keys[:, 0].tolist() == list(range(160))
+
+
+@pytest.mark.parametrize("by", ["rows", "hash"])
+def test_words_are_built_with_the_index_and_go_on_after_an_interruption(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: Any
+) -> None:
+    texts = [f"Number {row % 7}, g{row}" for row in range(90)]
+    embeddings, uri = write_table(tmp_path / "e", random_vectors(90), {"text": texts}), str(tmp_path / "i")
+    config = IndexConfig(factory="Flat", shards=3, by=by, words="text", recall_queries=0)
+    write_words = lexical_build.write_words
+
+    def failing(*arguments: Any) -> Any:
+        if arguments[5] == 1:
+            for _ in range(600):  # the others get through
+                if len(list(Path(uri).glob("v-*/ledger/words-*.json"))) == 2:
+                    break
+                time.sleep(0.1)
+            raise OSError(28, "No space left on device")
+        return write_words(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lexical_build, "write_words", failing)
+        with pytest.raises(OSError, match="No space left"):
+            build_index(embeddings, uri, config)
+    there = {file: Path(file).stat().st_ino for file in storage.list_files(uri, ".arrow")}
+    assert len(there) == 2
+    manifest = build_index(embeddings, uri, config)
+    assert {file: Path(file).stat().st_ino for file in there} == there
+    assert set(_files(uri)) == _whole(manifest)
+    assert manifest.words is not None
+    assert (manifest.words.column, manifest.words.length) == ("text", 180 + 90)
+    with Index.open(uri) as index:
+        assert sorted(index.words("number of G5, g7", 2).keys[0].tolist()) == [5, 7]
+        assert sorted(index.words("3", 30).keys[0].tolist())[-13:] == list(range(3, 90, 7))
+    damaged = Path(uri, manifest.words.shards[1].file)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert "words-00001.arrow: the checksum differs" in verify_index(uri).problems[0]
+    with pytest.raises(IndexArtefactError, match="checksum differs"):
+        Index.open(uri)
 
 
 def test_leftovers_are_kept_for_a_day_and_others_files_for_ever(ray_cluster: str, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def world(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> World:
         for row, vector, image in zip(rows, vectors, images, strict=True)
     ]
     lance.write_dataset(pa.Table.from_pylist(full, schema=schema), str(folder / "embeddings"))
-    build_index(str(folder / "embeddings"), str(folder / "index"), IndexConfig(factory="Flat", shards=2))
+    build_index(str(folder / "embeddings"), str(folder / "index"), IndexConfig(factory="Flat", shards=2, words="text"))
     return World(
         str(folder / "model"),
         str(folder / "other"),

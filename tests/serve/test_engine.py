@@ -4,12 +4,14 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rayemb.index import FilterError, IndexArtefactError, Shard, load_manifest
+from rayemb.index import Effort, FilterError, IndexArtefactError, IndexConfig, Shard, build_index, load_manifest
 from rayemb.models import ImageError
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
@@ -131,8 +133,9 @@ class Spread:
     def __init__(self, world: World, deadline_s: float = 0.3) -> None:
         manifest, config = load_manifest(world.index_uri), ServeConfig()
         self.embedder = Handle(Embedder(world.model_uri, manifest.model_digest, config, "image"))
-        self.shards = [Handle(ShardServer(world.index_uri, manifest, i, config)) for i in range(2)]
-        self.engine = SpreadEngine(manifest, self.embedder, self.shards, deadline_s)
+        shards = range(len(manifest.shards))
+        self.shards = [Handle(ShardServer(world.index_uri, manifest, i, config)) for i in shards]
+        self.engine = SpreadEngine(world.index_uri, manifest, self.embedder, self.shards, deadline_s)
 
 
 def test_spread_equals_local(world: World, local: LocalEngine) -> None:
@@ -161,6 +164,41 @@ def test_spread_equals_local(world: World, local: LocalEngine) -> None:
             assert await spread.image(world.rows[number]["id"]) == world.images[number]
         assert await spread.image("nobody") is None
         assert await spread.missing() == []
+
+    asyncio.run(main())
+
+
+def test_by_cell_only_the_owners_of_the_probed_cells_are_asked(world: World, tmp_path: Path) -> None:
+    table = load_manifest(world.index_uri).embeddings.uri
+    cells = IndexConfig(factory="IVF8,Flat", nprobe=1, shards=3, by="cell", words="text")
+    build_index(table, str(tmp_path / "cells"), cells)
+    placed = replace(world, index_uri=str(tmp_path / "cells"))
+    local = LocalEngine(world.model_uri, placed.index_uri)
+
+    async def main() -> None:
+        spread = Spread(placed)
+        engine, x = spread.engine, world.vectors[7:8]
+
+        async def asked(search: Any) -> int:
+            before = sum(shard.calls for shard in spread.shards)
+            found = await search
+            assert found.missing_shards == []
+            return sum(shard.calls for shard in spread.shards) - before
+
+        assert await asked(engine.search(x, 5)) == 1
+        assert await asked(engine.search(x, 5, effort=Effort(nprobe=8))) == 3
+        assert await asked(engine.search(x, 5, {"shape": "star"})) == 3
+        assert await asked(engine.words("star", 5)) == 3
+        for width in ({}, {"recall": 1.0}, {"effort": Effort(nprobe=3)}):
+            one, two = await engine.search(x, 20, **width), await local.search(x, 20, **width)
+            np.testing.assert_array_equal(one.keys, two.keys)
+        # A dead shard is missed by those alone that need it.
+        owner = next(i for i, shard in enumerate(spread.shards) if 7 in shard.target._shard.keys.listed)
+        for i, shard in enumerate(spread.shards):
+            shard.dead = i != owner
+        assert (await engine.search(x, 5)).missing_shards == []
+        wide = await engine.search(x, 5, effort=Effort(nprobe=8))
+        assert wide.missing_shards == [f"shard-{i}" for i in range(3) if i != owner]
 
     asyncio.run(main())
 

@@ -1,0 +1,84 @@
+"""The rows of a shard that pass a filter, in the forms that searching needs, kept for filters that come again."""
+
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from typing import Any
+
+import faiss as _faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from rayemb.index.filters import Filter, canonical
+from rayemb.index.payload import Payload
+
+faiss: Any = _faiss
+
+# What the selections of a shard may keep in memory, and how many there are.
+_KEPT_BYTES = 64 << 20
+_KEPT = 256
+
+
+class Selection:
+    """The rows that pass.
+
+    Args:
+        mask_R: bool `(R,)`, True for the rows that pass.
+    """
+
+    def __init__(self, mask_R: NDArray[np.bool_]) -> None:
+        self.rows, self.count = len(mask_R), int(np.count_nonzero(mask_R))
+        self._bits = np.packbits(mask_R, bitorder="little")
+        self.scarce = False  # whether queries found too little of it among what is near to them
+        self.per_list: NDArray[np.int64] | None = None  # rows that pass in each IVF list, once they were counted
+
+    @property
+    def share(self) -> float:
+        """The selectivity: the share of the rows that passes."""
+        return self.count / self.rows if self.rows else 0.0
+
+    @property
+    def bytes(self) -> int:
+        """About what this object takes in memory when all of its forms have been used."""
+        return len(self._bits) + 8 * self.count
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Bool `(R,)`."""
+        return np.unpackbits(self._bits, count=self.rows, bitorder="little").view(np.bool_)
+
+    @cached_property
+    def positions(self) -> NDArray[np.int64]:
+        """Positions of the rows that pass, ascending."""
+        return np.flatnonzero(self.mask()).astype(np.int64)
+
+    @cached_property
+    def selector(self) -> Any:
+        """FAISS's selector of their positions."""
+        return faiss.IDSelectorBitmap(self._bits)
+
+
+class Selections:
+    """The selections of one shard; the latest used are kept, in bounded memory. Threads may share it."""
+
+    def __init__(self, payload: Payload) -> None:
+        self._payload = payload
+        self._kept: OrderedDict[str, Selection] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, filter: Filter) -> Selection:
+        """The rows that pass `filter`. Raises FilterError."""
+        name = canonical(filter)
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+                return self._kept[name]
+        found = Selection(self._payload.mask(filter))
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = found
+                self._bytes += found.bytes
+            while self._kept and (self._bytes > _KEPT_BYTES or len(self._kept) > _KEPT):
+                _, dropped = self._kept.popitem(last=False)
+                self._bytes -= dropped.bytes
+        return found
