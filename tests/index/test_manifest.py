@@ -26,6 +26,7 @@ DOCUMENT: dict[str, Any] = {
         {"file": "v-1/a.faiss", "bytes": 1, "sha256": "00", "rows": 4, "start": 0, "keys": None},
         {"file": "v-1/b.faiss", "bytes": 1, "sha256": "11", "rows": 6, "start": 4, "keys": None},
     ],
+    "words": None,
     "build": {"seconds": 1.5, "train_rows": 0, "seed": 0, "faiss": "1.15.1"},
     "recall": {"k": 10, "queries": 9, "recall": 0.9},
     "curve": [
@@ -102,9 +103,9 @@ def test_a_routing_table_takes_a_line() -> None:
 
 def test_a_recall_asked_for_is_the_cheapest_effort_that_reached_it() -> None:
     manifest = Manifest.model_validate(DOCUMENT)
-    assert manifest.effort_for(0.5) == manifest.effort_for(0.7) == Effort(nprobe=4)
-    assert manifest.effort_for(0.71) == Effort(nprobe=16)
+    assert manifest.chosen_effort(None, 0.5) == manifest.chosen_effort(None, 0.7) == Effort(nprobe=4)
+    assert manifest.chosen_effort(None, 0.71) == Effort(nprobe=16)
     with pytest.raises(QueryError, match=r"reaches 0\.95; the best is 0\.9"):
-        manifest.effort_for(0.95)
+        manifest.chosen_effort(None, 0.95)
     with pytest.raises(QueryError, match="was not measured"):
-        manifest.model_copy(update={"curve": ()}).effort_for(0.1)
+        manifest.model_copy(update={"curve": ()}).chosen_effort(None, 0.1)

@@ -100,8 +100,8 @@ def test_by_cell_a_query_asks_the_shards_of_the_lists_that_it_probes(tmp_path: P
     searched: list[int] = []
     with Index.open(str(tmp_path / "i")) as index:
         for number, shard in enumerate(index.shards):
-            original = shard.search
-            shard.search = lambda *a, n=number, o=original, **kw: (searched.append(n), o(*a, **kw))[1]  # type: ignore
+            original = shard.answer
+            shard.answer = lambda *a, n=number, o=original, **kw: (searched.append(n), o(*a, **kw))[1]  # type: ignore
         for query, expected in zip(vectors[::10], asked, strict=True):
             searched.clear()
             index.search(query[None], 5)

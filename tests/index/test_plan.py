@@ -134,7 +134,7 @@ def test_auto_is_resolved_when_the_index_is_built(ray_cluster: str, uri: str, tm
     assert manifest.recall is not None
     assert manifest.recall.recall >= 0.9
     # The effort is the cheapest of the real index, not of the sample.
-    assert manifest.effort == manifest.effort_for(0.9)
+    assert manifest.effort == manifest.chosen_effort(None, 0.9)
 
 
 def test_the_command_gives_json(uri: str) -> None:
