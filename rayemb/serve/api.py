@@ -122,7 +122,8 @@ class IndexInfo(BaseModel):
     max_k: int = Field(description="most hits of one search")
     max_text_chars: int = Field(description="longest text, in characters")
     max_image_bytes: int = Field(description="largest uploaded image, in bytes")
-    max_batch: int = Field(description="most texts of one embeddings request")
+    max_batch: int = Field(description="most texts of one request, to embed or to search")
+    max_queries: int = Field(description="most vectors of one POST /v1/search/batch")
 
 
 class ErrorBody(BaseModel):

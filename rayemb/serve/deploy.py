@@ -28,7 +28,7 @@ from rayemb.index import Manifest, QueryError, Shard
 from rayemb.index.shard import open_embeddings
 from rayemb.models import ImageError, Model, model_digest
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, shard_names, use_threads
+from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, ids_of, shard_names, use_threads
 from rayemb.serve.errors import ServeError
 from rayemb.serve.gateway import create_app
 from rayemb.serve.spread import SpreadEngine
@@ -105,6 +105,12 @@ class ShardServer:
         """Scores and keys `(n, k)` and the rows of those keys, or what is wrong with the query."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._search, vectors, k, filter)
 
+    async def search_ids(
+        self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None
+    ) -> tuple[Vectors, Any, Any] | QueryError:
+        """Scores and keys `(n, k)` and the ids of those keys, `n * k` arrow texts, or what is wrong with the query."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._search_ids, vectors, k, filter)
+
     async def locate(self, item: str) -> int | None:
         """The key of the row with this id, if this shard holds it."""
         loop = asyncio.get_running_loop()
@@ -123,6 +129,13 @@ class ShardServer:
         kept = sorted({int(key) for key in keys.flat if key >= 0})
         rows = self._shard.payload.take([key - self._shard.info.start for key in kept])
         return scores, keys, dict(zip(kept, rows, strict=True))
+
+    def _search_ids(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Any:
+        try:
+            scores, keys = self._shard.search(vectors, k, filter)
+        except QueryError as error:
+            return error
+        return scores, keys, ids_of(keys, [(self._shard.info.start, self._shard.payload)])
 
 
 class ServeArguments(Config):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rayemb.data.config import EmbedWhat
 from rayemb.data.embeddings import EmbeddingsTable
 from rayemb.index import Index, IndexArtefactError, Manifest, load_manifest
+from rayemb.index.payload import Payload
 from rayemb.models import PADDING, Model
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
@@ -38,6 +39,18 @@ class Found:
     scores: Vectors
     keys: NDArray[np.int64]
     rows: Mapping[int, dict[str, Any]]
+    missing_shards: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FoundIds:
+    """What a search gave, without payloads: `scores` `(n, k)` float32, padded with -inf, and as many `ids`.
+
+    `ids` is an arrow array of `n * k` texts, row by row, null in empty places.
+    """
+
+    scores: Vectors
+    ids: pa.Array
     missing_shards: list[str] = field(default_factory=list)
 
 
@@ -78,6 +91,10 @@ class Engine(Protocol):
 
     async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
         """The k best for each vector, payloads included: in `spread`, a further trip costs time."""
+        ...
+
+    async def search_ids(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> FoundIds:
+        """The same, ids and scores alone: no object is made for a hit."""
         ...
 
     async def image(self, item: str) -> bytes | None:
@@ -175,6 +192,25 @@ def _type(kind: pa.DataType) -> str:
     return "number" if pa.types.is_floating(kind) else "other"
 
 
+def ids_of(keys: NDArray[np.int64], shards: Sequence[tuple[int, Payload]]) -> pa.Array:
+    """The ids of rows, in the order of the flat `keys`, null for -1; `shards`: first key and payload, ascending."""
+    flat = keys.reshape(-1)
+    if len(shards) == 1:
+        start, payload = shards[0]
+        return payload.ids(pa.array(flat - start, mask=flat < 0))
+    owners = np.searchsorted([start for start, _ in shards], flat, side="right") - 1
+    parts, places = [], []
+    for number, (start, payload) in enumerate(shards):
+        mine = np.flatnonzero(owners == number)
+        parts.append(payload.ids(pa.array(flat[mine] - start)))
+        places.append(mine)
+    # Each id's place among the parts, which lie one after the other.
+    order = np.concatenate(places)
+    at = np.zeros(len(flat), np.int64)
+    at[order] = np.arange(len(order))
+    return pa.concat_arrays(parts).take(pa.array(at, mask=flat < 0))
+
+
 def shard_names(manifest: Manifest) -> list[str]:
     """How the shards are called in answers and on the dashboard, in order."""
     return [f"shard-{number}" for number in range(len(manifest.shards))]
@@ -216,6 +252,15 @@ class LocalEngine:
         hits = self._index.search(vectors, k, filter)
         keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
         return Found(hits.scores, hits.keys, dict(zip(keys, self._index.payload(keys), strict=True)))
+
+    async def search_ids(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> FoundIds:
+        """The k best of all shards: ids and scores."""
+        return await self._run(self._search_ids, vectors, k, filter)
+
+    def _search_ids(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> FoundIds:
+        hits = self._index.search(vectors, k, filter)
+        known = [(shard.info.start, shard.payload) for shard in self._index.shards]
+        return FoundIds(hits.scores, ids_of(hits.keys, known))
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none."""

@@ -35,11 +35,11 @@ class Query:
 
 async def search_query(request: Request, config: ServeConfig) -> Query:
     """The query in the body of POST /v1/search, JSON or multipart. Raises ApiError."""
-    kind = _content_type(request)
+    kind = content_type(request)
     if kind == MULTIPART:
         fields, image = await _form(request)
     elif kind == JSON:
-        fields, image = await _json_object(request), None
+        fields, image = await json_object(request), None
     else:
         raise ApiError(
             415,
@@ -47,7 +47,7 @@ async def search_query(request: Request, config: ServeConfig) -> Query:
             f"send {JSON} or {MULTIPART}, not {kind or 'nothing'}",
             "content-type",
         )
-    body = _validated(SearchRequest, fields)
+    body = validated(SearchRequest, fields)
     if body.image is not None:
         image = _from_base64(body.image, config)
     if image is not None:
@@ -65,10 +65,10 @@ async def search_query(request: Request, config: ServeConfig) -> Query:
 
 async def embeddings_request(request: Request, config: ServeConfig) -> tuple[EmbeddingsRequest, list[str]]:
     """The body of POST /v1/embeddings and its texts. Raises ApiError."""
-    kind = _content_type(request)
+    kind = content_type(request)
     if kind != JSON:
         raise ApiError(415, "unsupported_media_type", f"send {JSON}, not {kind or 'nothing'}", "content-type")
-    fields = await _json_object(request)
+    fields = await json_object(request)
     given = fields.get("input")
     if isinstance(given, list) and given and all(isinstance(item, int | list) for item in given):
         raise ApiError(
@@ -77,7 +77,7 @@ async def embeddings_request(request: Request, config: ServeConfig) -> tuple[Emb
             "token arrays are not taken, because tokens differ between models: send text",
             "input",
         )
-    body = _validated(EmbeddingsRequest, fields)
+    body = validated(EmbeddingsRequest, fields)
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
         raise ApiError(400, "invalid_request", "give at least one text", "input")
@@ -104,11 +104,13 @@ def check_image_size(size: int, config: ServeConfig) -> None:
         raise ApiError(413, "too_large", f"the image has {size:,} bytes, over {config.image.max_bytes:,}", "image")
 
 
-def _content_type(request: Request) -> str:
+def content_type(request: Request) -> str:
+    """The media type of the body, without parameters."""
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-async def _json_object(request: Request) -> dict[str, Any]:
+async def json_object(request: Request) -> dict[str, Any]:
+    """The JSON object in the body. Raises ApiError."""
     try:
         # orjson and not json: NaN, Infinity, 1e400 and lone surrogates are errors here, not later.
         document = orjson.loads(await request.body())
@@ -167,7 +169,8 @@ def _from_base64(text: str, config: ServeConfig) -> bytes:
         raise ApiError(422, "invalid_request", f"the image is not base64: {error}", "image") from error
 
 
-def _validated(model: type[M], fields: dict[str, Any]) -> M:
+def validated(model: type[M], fields: dict[str, Any]) -> M:
+    """The request in `fields`. Raises ApiError naming the first field that is wrong."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:

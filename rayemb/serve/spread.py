@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -16,14 +18,17 @@ from rayemb.data.embeddings import IMAGE
 from rayemb.index import Manifest, QueryError, merge
 from rayemb.index.shard import open_embeddings
 from rayemb.models import ImageError
-from rayemb.serve.engine import Description, Found, Vectors, describe, shard_names
+from rayemb.serve.engine import Description, Found, FoundIds, Vectors, describe, shard_names
 from rayemb.serve.errors import EngineUnavailable
+from rayemb.serve.limits import remaining
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # Ids whose row is known from an answer: their pictures are asked for next.
 _KNOWN_IDS = 50_000
+# Of a client's own deadline, the rest being for the merge and the answer.
+_SHARE_OF_CLIENT = 0.9
 
 
 class Breaker:
@@ -90,21 +95,22 @@ class SpreadEngine:
 
     async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
         """The k best of the shards that answered in time; the others are named."""
-        asked = [number for number, breaker in enumerate(self._breakers) if breaker.allows()]
-        answers = await asyncio.gather(*(self._ask(number, vectors, k, filter) for number in asked))
-        found = [answer for answer in answers if answer is not None]
-        for answer in found:
-            if isinstance(answer, QueryError):
-                raise answer
-        if not found:
-            raise EngineUnavailable("no shard of the index answers", fix="try again in some seconds")
+        found, missing = await self._ask_all("search", vectors, k, filter)
         scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
         rows = {key: row for answer in found for key, row in answer[2].items()}
         kept = {int(key) for key in keys.flat if key >= 0}
         self._remember({key: rows[key] for key in kept})
-        answered = {number for number, answer in zip(asked, answers, strict=True) if answer is not None}
-        missing = [name for number, name in enumerate(self._names) if number not in answered]
         return Found(scores, keys, rows, missing)
+
+    async def search_ids(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> FoundIds:
+        """The k best of the shards that answered in time, ids and scores alone; the others are named."""
+        found, missing = await self._ask_all("search_ids", vectors, k, filter)
+        scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
+        all_keys = np.concatenate([answer[1].reshape(-1) for answer in found])
+        order = np.argsort(all_keys, kind="stable")
+        at = np.searchsorted(all_keys[order], keys.reshape(-1)).clip(max=max(len(order) - 1, 0))
+        ids = pa.concat_arrays([answer[2] for answer in found])
+        return FoundIds(scores, ids.take(pa.array(order[at], mask=keys.reshape(-1) < 0)), missing)
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none. EngineUnavailable if that cannot be told."""
@@ -130,7 +136,7 @@ class SpreadEngine:
 
     async def _within(self, call: Awaitable[T]) -> T:
         # A call to a deployment without a live replica waits for ever; it does not raise.
-        return await asyncio.wait_for(call, self._deadline_s)
+        return await asyncio.wait_for(call, remaining(self._deadline_s))
 
     async def _embed(self, call: Awaitable[T]) -> T:
         try:
@@ -139,12 +145,31 @@ class SpreadEngine:
             logger.warning("the embedder did not answer (%s)", type(error).__name__)
             raise EngineUnavailable("the embedder does not answer", fix="try again in some seconds") from error
 
-    async def _ask(self, number: int, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Any:
+    async def _ask_all(
+        self, method: str, vectors: Vectors, k: int, filter: Mapping[str, Any] | None
+    ) -> tuple[list[Any], list[str]]:
+        """What the shards answered, and the names of those that did not. Raises QueryError, EngineUnavailable."""
+        asked = [number for number, breaker in enumerate(self._breakers) if breaker.allows()]
+        answers = await asyncio.gather(*(self._ask(number, method, vectors, k, filter) for number in asked))
+        found = [answer for answer in answers if answer is not None]
+        for answer in found:
+            if isinstance(answer, QueryError):
+                raise answer
+        if not found:
+            raise EngineUnavailable("no shard of the index answers", fix="try again in some seconds")
+        answered = {number for number, answer in zip(asked, answers, strict=True) if answer is not None}
+        return found, [name for number, name in enumerate(self._names) if number not in answered]
+
+    async def _ask(self, number: int, method: str, *args: Any) -> Any:
+        # A client with less time left than that gets what there is by then: a part rather than nothing.
+        left = remaining(math.inf) * _SHARE_OF_CLIENT
         try:
-            answer = await self._within(self._shards[number].search.remote(vectors, k, filter))
+            call = getattr(self._shards[number], method).remote(*args)
+            answer = await asyncio.wait_for(call, min(self._deadline_s, left))
         except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
             logger.warning("%s did not answer (%s)", self._names[number], type(error).__name__)
-            self._breakers[number].report(False)
+            if not isinstance(error, TimeoutError) or left >= self._deadline_s:  # else it had no time to
+                self._breakers[number].report(False)
             return None
         self._breakers[number].report(True)
         return answer

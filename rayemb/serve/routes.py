@@ -1,0 +1,171 @@
+"""Which path does what, and what /openapi.json says of it."""
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from rayemb.serve import api
+from rayemb.serve.batch import ARROW, BatchRequest, BatchResponse
+from rayemb.serve.config import ServeConfig
+from rayemb.serve.limits import FREE
+from rayemb.serve.page import page
+
+if TYPE_CHECKING:
+    from rayemb.serve.gateway import Gateway
+
+_PROBLEMS = {
+    400: "Malformed JSON, form or stream, a header that is wrong, or a filter that does not fit the index",
+    401: "No API key, or one that is not known or was revoked",
+    403: "The key is for other collections",
+    404: "No such item, or it has no picture",
+    409: "The vectors are of another model",
+    413: "A text, an image or the body is too large",
+    415: "A content type or a content encoding that is not taken",
+    422: "A field is missing or wrong",
+    429: "The key may not ask as often, or overloaded: try again after Retry-After",
+    500: "Something went wrong here",
+    503: "No shard answers, or overloaded: try again after Retry-After",
+    504: "No answer within the request's time (X-Request-Timeout)",
+}
+# What the envelope may answer to any request, whatever is asked for.
+_ANY = (400, 401, 403, 413, 415, 429, 500, 503, 504)
+_TIMEOUT = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "required": False,
+    "description": "seconds that the answer is worth waiting for; lowers the service's own limit",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+_ARROW_TEXT = (
+    "An Arrow stream of one column, `texts` (strings) or `vectors` (lists of floats of fixed size), with the other "
+    "fields as JSON in the schema's metadata under `rayemb`. The answer then is one too: columns `ids`, `scores` and, "
+    "if asked for, `payload` (JSON), a list for each query, and the rest as JSON in the metadata under `rayemb`."
+)
+
+
+def add_routes(app: FastAPI, gateway: "Gateway", config: ServeConfig) -> None:
+    """Adds every route of `gateway` to `app`."""
+    about: dict[str, Any] = {"parameters": [_TIMEOUT]}
+    if config.keys:
+        app.openapi = _with_security(app)  # type: ignore[method-assign]
+
+    def add(
+        path: str, method: str, endpoint: Any, summary: str, extra: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        app.add_api_route(
+            path, endpoint, methods=[method], summary=summary, openapi_extra={**about, **(extra or {})}, **options
+        )
+
+    add(
+        "/v1/search",
+        "POST",
+        gateway.search,
+        "Search by text, image, or both",
+        {"requestBody": _search_body(config)},
+        response_model=api.SearchResponse,
+        responses=_problems(*_ANY, 422),
+    )
+    batch = {"description": "The hits of each query", "content": {ARROW: {"schema": _BINARY}}}
+    add(
+        "/v1/search/batch",
+        "POST",
+        gateway.search_batch,
+        "Search by many texts, or by vectors of the served model",
+        {"requestBody": _batch_body(config)},
+        response_model=BatchResponse,
+        responses={200: batch, **_problems(*_ANY, 409, 422)},
+    )
+    openai_problems = {status: {**each, "model": api.OpenAIErrorResponse} for status, each in _problems(*_ANY).items()}
+    openai_problems[404] = {"model": api.OpenAIErrorResponse, "description": "Another model is served here"}
+    add(
+        "/v1/embeddings",
+        "POST",
+        gateway.embeddings,
+        "Embed texts (OpenAI's schema)",
+        {"requestBody": _json_body(api.EmbeddingsRequest.model_json_schema())},
+        response_model=api.EmbeddingsResponse,
+        responses=openai_problems,
+    )
+    problems = _problems(*_ANY)
+    add("/v1/index", "GET", gateway.index, "What is served", response_model=api.IndexInfo, responses=problems)
+    pictures = {"description": "The picture", "content": {"image/*": {"schema": _BINARY}}}
+    add(
+        "/v1/items/{item:path}/image",
+        "GET",
+        gateway.image,
+        "The picture of an item",
+        responses={200: pictures, **_problems(*_ANY, 404, 422)},
+        response_class=Response,
+    )
+    unready: dict[int | str, dict[str, Any]] = {503: {"model": api.Status, "description": "It cannot answer"}}
+    add("/healthz", "GET", gateway.health, "Alive", response_model=api.Status, responses=problems)
+    add("/readyz", "GET", gateway.ready, "Ready", response_model=api.Status, responses={**problems, **unready})
+    text = {"description": "The metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    add(
+        "/metrics",
+        "GET",
+        gateway.prometheus,
+        "Prometheus metrics",
+        responses={200: text, **problems},
+        response_class=Response,
+    )
+    app.add_api_route("/", page, methods=["GET"], include_in_schema=False, response_class=Response)
+
+
+_BINARY = {"type": "string", "format": "binary"}
+
+
+def _with_security(app: FastAPI) -> Any:
+    """The app's OpenAPI document, with a key for all but the health checks."""
+    plain = app.openapi
+
+    def document() -> dict[str, Any]:
+        found = plain()
+        schemes = found.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["key"] = {"type": "http", "scheme": "bearer", "description": "an API key"}
+        for path, operations in found["paths"].items():
+            for operation in operations.values():
+                operation["security"] = [] if path in FREE else [{"key": []}]
+        return found
+
+    return document
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": api.ErrorResponse, "description": _PROBLEMS[status]} for status in statuses}
+
+
+def _search_body(config: ServeConfig) -> dict[str, Any]:
+    schema = api.SearchRequest.model_json_schema()
+    schema["properties"]["k"]["maximum"] = config.max_k
+    form = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "text": {"type": "string", "description": "what to look for, in words"},
+            "image": {"type": "string", "format": "binary", "description": "an encoded picture"},
+            "k": {"type": "integer", "minimum": 1, "maximum": config.max_k, "default": 10},
+            "filter": {
+                "type": "string",
+                "description": 'JSON object of column: value, such as {"source": "openmoji"}',
+            },
+        },
+    }
+    body = _json_body(schema)
+    body["content"]["multipart/form-data"] = {"schema": form}
+    return body
+
+
+def _batch_body(config: ServeConfig) -> dict[str, Any]:
+    schema = BatchRequest.model_json_schema()
+    schema["properties"]["k"]["maximum"] = config.max_k
+    for name, most in (("texts", config.max_batch), ("vectors", config.max_queries)):
+        schema["properties"][name]["anyOf"][0].update({"minItems": 1, "maxItems": most})
+    body = _json_body(schema)
+    body["content"][ARROW] = {"schema": {**_BINARY, "description": _ARROW_TEXT}}
+    return body
+
+
+def _json_body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
