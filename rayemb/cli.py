@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rayemb import __version__
+from rayemb.cli_serve import serve_app
 from rayemb.config import ConfigError, dump, load, schema
 from rayemb.curate import Step
 from rayemb.errors import RayembError
@@ -53,6 +54,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(curate_app, name="curate")
 app.add_typer(index_app, name="index")
 app.add_typer(config_app, name="config")
+app.add_typer(serve_app, name="serve")
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -190,14 +192,6 @@ def index_neighbours(args: Args = None) -> None:
 def tune(args: Args = None) -> None:
     """Search temperature, margin or any other setting of the training with Ray Tune."""
     _stage("tune", args)
-
-
-@app.command()
-def serve(args: Args = None) -> None:
-    """Serve the index over HTTP, with a web page, until Ctrl-C."""
-    from rayemb.pipeline.demo import serve_until_interrupted
-
-    serve_until_interrupted(read_config(args))
 
 
 @app.command()

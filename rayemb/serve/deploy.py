@@ -31,6 +31,7 @@ from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, ids_of, shard_names, use_threads
 from rayemb.serve.errors import ServeError
 from rayemb.serve.gateway import create_app
+from rayemb.serve.keys import read_keys
 from rayemb.serve.spread import SpreadEngine
 
 logger = logging.getLogger(__name__)
@@ -225,6 +226,8 @@ def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> 
     Raises ModelError, IndexArtefactError, ClusterError, or ServeError naming the key or what Serve said.
     """
     config = config or ServeConfig()
+    if config.keys:
+        read_keys(config.keys)
     manifest = check_match(model_digest(model_uri), index_uri)
     require_cpus(config.cpus_needed(len(manifest.shards)), f"serving with topology {config.topology!r}")
     app = application(model_uri, index_uri, config)
@@ -276,7 +279,8 @@ def _deploy(app: serve.Application, config: ServeConfig, port: int) -> None:
     try:
         serve.start(
             proxy_location=ProxyLocation.EveryNode,
-            http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
+            # Later than the gateway's own limit, whose answer says more.
+            http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s + 1),
             logging_config=LoggingConfig(enable_access_log=False),
         )
         # run_many and not run: that one waits without limit, for CPUs or for a replica that never comes up.

@@ -48,14 +48,7 @@ def create_app(
     # Opened here, not at the first request: what is wrong with them is wrong from the start.
     guard = Guard(config, gateway.metrics)
     log = AccessLog(config.access_log) if config.access_log else None
-    # No docs_url: FastAPI's page loads its scripts from another server. /openapi.json has it all.
-    app = FastAPI(
-        title="rayemb",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        default_response_class=JsonResponse,
-    )
+    app = _empty_app()
     app.add_middleware(
         Envelope,
         config=config,
@@ -69,6 +62,21 @@ def create_app(
         app.add_exception_handler(kind, _on_error)
     add_routes(app, gateway, config)
     return app
+
+
+def openapi_document(config: ServeConfig | None = None) -> dict[str, Any]:
+    """What /openapi.json says under this config; needs neither model nor index."""
+    app = _empty_app()
+    # The document knows the routes' names and types; what would answer them is not asked.
+    add_routes(app, Gateway.__new__(Gateway), config or ServeConfig())
+    return app.openapi()
+
+
+def _empty_app() -> FastAPI:
+    # No docs_url: FastAPI's page loads its scripts from another server. /openapi.json has it all.
+    return FastAPI(
+        title="rayemb", version=__version__, docs_url=None, redoc_url=None, default_response_class=JsonResponse
+    )
 
 
 class Gateway:
