@@ -102,7 +102,7 @@ class Gateway:
                 found = await self.engine.search(vector, query.k, query.filter)
         async with self._stage("encode", 1):
             hits = self._hits(found, request.scope.get("root_path", ""))
-            self.metrics.found(1, [len(hits)], found.missing_shards)
+            self.metrics.found(1, len(hits), found.missing_shards)
             total = time.perf_counter() - started
             return JsonResponse({"hits": hits, **self._about(request, found.missing_shards, embed, search, total)})
 
@@ -121,7 +121,7 @@ class Gateway:
         async with self._stage("encode", batch.count):
             answer = with_payload(found) if isinstance(found, Found) else without_payload(found)
             missing = found.missing_shards
-            self.metrics.found(batch.count, answer.counts.tolist(), missing)
+            self.metrics.found(batch.count, int(answer.counts.sum()), missing)
             total = time.perf_counter() - started
             return answer.response(self._about(request, missing, embed, search, total), arrow=batch.arrow)
 
