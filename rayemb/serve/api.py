@@ -32,8 +32,8 @@ class SearchRequest(_Strict):
     k: int = Field(10, ge=1, description="how many hits to give, at most")
     filter: dict[str, FilterValue] | None = Field(
         None,
-        description="only items whose columns equal these values; columns: `payload_types` of GET /v1/index",
-        examples=[{"source": "openmoji"}],
+        description='only items whose columns equal these values, as in {"source": "openmoji"}; columns: '
+        "`payload_types` of GET /v1/index",
     )
 
 

@@ -30,7 +30,10 @@ from rayemb.serve.parse import JSON, check_text, content_type, json_object, vali
 ARROW = "application/vnd.apache.arrow.stream"
 # Key of the schema's metadata that holds the request's other fields, and the answer's, as JSON.
 METADATA = b"rayemb"
+# A vector whose numbers are all below has no direction worth the name.
+LEAST = 1e-12
 _LEAST_DIGEST = 12
+_Rows = NDArray[np.floating]
 
 
 class BatchRequest(BaseModel):
@@ -141,7 +144,7 @@ def with_payload(found: Found) -> Answer:
 async def batch_query(request: Request, config: ServeConfig, about: Description) -> Batch:
     """The queries in the body of a request, JSON or Arrow. Raises ApiError."""
     kind = content_type(request)
-    x_ND: Vectors | None = None
+    x_ND: _Rows | None = None
     if kind == ARROW:
         fields, x_ND = _read_stream(await request.body(), about.dim)
     elif kind == JSON:
@@ -157,12 +160,18 @@ async def batch_query(request: Request, config: ServeConfig, about: Description)
         raise ApiError(422, "invalid_request", "give texts or vectors, one of the two", "texts, vectors")
     if body.k > config.max_k:
         raise ApiError(422, "invalid_request", f"k is at most {config.max_k}, got {body.k}", "k")
-    if x_ND is not None:
-        x_ND = _checked(x_ND, body.model, about.model_digest, config)
-    texts = _texts(body.texts or [], config) if x_ND is None else []
+    vectors = None if x_ND is None else _checked(x_ND, body.model, about.model_digest, config)
+    texts = _texts(body.texts or [], config) if vectors is None else []
     arrow = kind == ARROW or ARROW in request.headers.get("accept", "")
-    count = len(texts) if x_ND is None else len(x_ND)
-    return Batch(count, x_ND, texts, body.k, body.filter or None, body.payload, arrow)
+    return Batch(
+        len(texts) if vectors is None else len(vectors),
+        vectors,
+        texts,
+        body.k,
+        body.filter or None,
+        body.payload,
+        arrow,
+    )
 
 
 def _texts(texts: list[str], config: ServeConfig) -> list[str]:
@@ -175,7 +184,7 @@ def _texts(texts: list[str], config: ServeConfig) -> list[str]:
     return texts
 
 
-def _checked(x_ND: Vectors, model: str | None, digest: str, config: ServeConfig) -> Vectors:
+def _checked(x_ND: _Rows, model: str | None, digest: str, config: ServeConfig) -> Vectors:
     """`x_ND` as unit vectors, if they are of the model with this digest and can be searched."""
     if model is None:
         raise ApiError(422, "invalid_request", "name the model that made the vectors: its digest", "model")
@@ -186,23 +195,23 @@ def _checked(x_ND: Vectors, model: str | None, digest: str, config: ServeConfig)
         raise ApiError(422, "invalid_request", "give at least one vector", "vectors")
     if len(x_ND) > config.max_queries:
         raise ApiError(422, "invalid_request", f"at most {config.max_queries} vectors, got {len(x_ND)}", "vectors")
-    norms = np.linalg.norm(x_ND.astype(np.float64), axis=1)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms < 1e-12))
+    largest = np.abs(x_ND).max(axis=1)
+    bad = np.flatnonzero(~(largest <= np.finfo(np.float32).max) | (largest < LEAST))
     if len(bad):
-        what = "is zero" if norms[bad[0]] < 1e-12 else "holds NaN or infinity"
+        what = "is zero" if largest[bad[0]] < LEAST else "holds NaN, infinity, or what is too large for float32"
         raise ApiError(422, "invalid_request", f"the vector {what}", f"vectors.{int(bad[0])}")
-    return np.ascontiguousarray(x_ND / norms[:, None], np.float32)
+    scaled = x_ND / largest[:, None]  # else the squares of what is tiny would vanish
+    return np.ascontiguousarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), np.float32)
 
 
-def _matrix(rows: list[list[float]], dim: int) -> Vectors:
+def _matrix(rows: list[list[float]], dim: int) -> _Rows:
     for position, row in enumerate(rows):
         if len(row) != dim:
             raise ApiError(422, "invalid_request", f"expected {dim} numbers, got {len(row)}", f"vectors.{position}")
-    with np.errstate(over="ignore"):  # beyond float32 is infinity, which is refused by name
-        return np.array(rows, np.float64).reshape(len(rows), dim).astype(np.float32)
+    return np.array(rows, np.float64).reshape(len(rows), dim)
 
 
-def _read_stream(data: bytes, dim: int) -> tuple[dict[str, Any], Vectors | None]:
+def _read_stream(data: bytes, dim: int) -> tuple[dict[str, Any], _Rows | None]:
     """The fields of a request and its vectors `(N, D)`, if it has a column of them."""
     try:
         # Metadata and columns that a stream claims are checked, not trusted: its offsets are a stranger's.
@@ -229,7 +238,7 @@ def _read_stream(data: bytes, dim: int) -> tuple[dict[str, Any], Vectors | None]
     return fields, _column(column, dim)
 
 
-def _column(column: pa.Array, dim: int) -> Vectors:
+def _column(column: pa.Array, dim: int) -> _Rows:
     kind = column.type
     if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
         raise ApiError(422, "invalid_request", f"expected lists of {dim} floats of fixed size, got {kind}", "vectors")
@@ -238,5 +247,6 @@ def _column(column: pa.Array, dim: int) -> Vectors:
     values = column.flatten()
     if values.null_count:
         raise ApiError(422, "invalid_request", "there are nulls", "vectors")
-    with np.errstate(over="ignore"):
-        return np.asarray(values.to_numpy(zero_copy_only=False), np.float32).reshape(-1, dim)
+    floats: NDArray[np.floating] = values.to_numpy(zero_copy_only=False)
+    # Not in halves: their squares would overflow.
+    return floats.astype(np.promote_types(floats.dtype, np.float32)).reshape(-1, dim)

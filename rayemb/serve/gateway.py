@@ -34,6 +34,13 @@ from rayemb.serve.tracing import Tracer, open_tracer
 logger = logging.getLogger(__name__)
 
 
+_ABOUT = (
+    "Search by text and image. X-Request-Timeout, a header of every request, says how many seconds its answer is worth "
+    "waiting for: it lowers the service's own limit, and 504 says that they are over. X-Request-ID names a request in "
+    "the log."
+)
+
+
 def create_app(
     engine: Engine, config: ServeConfig | None = None, *, send_id_header: bool = True, tracer: Tracer | None = None
 ) -> FastAPI:
@@ -60,7 +67,7 @@ def create_app(
     )
     for kind in (ApiError, HTTPException, QueryError, ImageError, EngineUnavailable):
         app.add_exception_handler(kind, _on_error)
-    add_routes(app, gateway, config)
+    add_routes(app, gateway, config, gateway.description)
     return app
 
 
@@ -68,14 +75,19 @@ def openapi_document(config: ServeConfig | None = None) -> dict[str, Any]:
     """What /openapi.json says under this config; needs neither model nor index."""
     app = _empty_app()
     # The document knows the routes' names and types; what would answer them is not asked.
-    add_routes(app, Gateway.__new__(Gateway), config or ServeConfig())
+    add_routes(app, Gateway.__new__(Gateway), config or ServeConfig(), None)
     return app.openapi()
 
 
 def _empty_app() -> FastAPI:
     # No docs_url: FastAPI's page loads its scripts from another server. /openapi.json has it all.
     return FastAPI(
-        title="rayemb", version=__version__, docs_url=None, redoc_url=None, default_response_class=JsonResponse
+        title="rayemb",
+        version=__version__,
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        default_response_class=JsonResponse,
     )
 
 
@@ -92,7 +104,7 @@ class Gateway:
         self._waiting = 0
 
     async def search(self, request: Request) -> Response:
-        """POST /v1/search."""
+        """The items closest to a text, an image, or the mean of both."""
         started = time.perf_counter()
         query = await search_query(request, self.config)
         async with self._place():
@@ -107,7 +119,7 @@ class Gateway:
             return JsonResponse({"hits": hits, **self._about(request, found.missing_shards, embed, search, total)})
 
     async def search_batch(self, request: Request) -> Response:
-        """POST /v1/search/batch."""
+        """The items closest to each of many queries, as arrays."""
         started = time.perf_counter()
         batch = await batch_query(request, self.config, self.description)
         async with self._place():
@@ -126,7 +138,7 @@ class Gateway:
             return answer.response(self._about(request, missing, embed, search, total), arrow=batch.arrow)
 
     async def embeddings(self, request: Request) -> Response:
-        """POST /v1/embeddings."""
+        """Texts as unit vectors of the served model."""
         body, texts = await embeddings_request(request, self.config)
         digest, dim = self.description.model_digest, self.description.dim
         if body.model != "rayemb" and not names_model(body.model, digest):
@@ -154,7 +166,7 @@ class Gateway:
         return JsonResponse({"object": "list", "data": data, "model": digest, "usage": usage})
 
     async def index(self) -> Response:
-        """GET /v1/index."""
+        """What is served, and the limits that hold."""
         about, config = self.description, self.config
         info = api.IndexInfo(
             **vars(about),
@@ -168,7 +180,7 @@ class Gateway:
         return JsonResponse(info.model_dump(mode="json"))
 
     async def image(self, item: str, request: Request) -> Response:
-        """GET /v1/items/ITEM/image."""
+        """The picture that an item was embedded from."""
         async with self._place():
             data = await self.engine.image(item)
         if data is None:
@@ -183,7 +195,7 @@ class Gateway:
         return Response(data, media_type=sniff(data), headers=headers)
 
     async def ready(self) -> Response:
-        """GET /readyz."""
+        """Whether there is anybody to answer: 503 if not."""
         missing = await self.engine.missing()
         parts = {"embedder", *(shard["name"] for shard in self.description.shards)}
         # Without an embedder, or without any shard, nothing can be answered: send no traffic here.
@@ -192,11 +204,11 @@ class Gateway:
         return JsonResponse(body, 503 if dead and missing else 200)
 
     async def health(self) -> Response:
-        """GET /healthz."""
+        """Whether the process lives."""
         return JsonResponse({"status": "ok", "missing_shards": []})
 
     async def prometheus(self) -> Response:
-        """GET /metrics."""
+        """Metrics in Prometheus' text format."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # -- parts -----------------------------------------------------------------------------------------------

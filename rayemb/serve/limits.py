@@ -38,11 +38,11 @@ def header(scope: Scope, name: str) -> str:
 
 def timeout_of(scope: Scope, most: float) -> float:
     """The seconds that this request has: what its X-Request-Timeout says, but at most `most`. Raises ApiError."""
-    text = header(scope, _TIMEOUT)
-    if not text:
+    wanted = _TIMEOUT.lower().encode()
+    if all(key != wanted for key, _ in scope["headers"]):
         return most
     try:
-        seconds = float(text)
+        seconds = float(header(scope, _TIMEOUT))
     except ValueError:
         seconds = math.nan
     if not seconds > 0:  # also for NaN

@@ -91,9 +91,9 @@ async def embeddings_request(request: Request, config: ServeConfig) -> tuple[Emb
 def check_text(text: str, field: str, config: ServeConfig) -> None:
     """Raises ApiError for a text that is blank or too long."""
     if len(text) > config.max_text_chars:
-        raise ApiError(
-            413, "too_large", f"the text has {len(text):,} characters, over {config.max_text_chars:,}", field
-        )
+        # Not 413: that is for bodies, and this is a limit that the schema has.
+        told = f"the text has {len(text):,} characters, over {config.max_text_chars:,}"
+        raise ApiError(422, "invalid_request", told, field)
     if not text.strip():
         raise ApiError(422, "invalid_request", "the text is empty", field)
 

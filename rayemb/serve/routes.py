@@ -6,8 +6,10 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from rayemb.serve import api
-from rayemb.serve.batch import ARROW, BatchRequest, BatchResponse
+from rayemb.serve.batch import ARROW, BatchResponse
+from rayemb.serve.bodies import BINARY, batch_body, embeddings_body, search_body
 from rayemb.serve.config import ServeConfig
+from rayemb.serve.engine import Description
 from rayemb.serve.limits import FREE
 from rayemb.serve.page import page
 
@@ -30,49 +32,34 @@ _PROBLEMS = {
 }
 # What the envelope may answer to any request, whatever is asked for.
 _ANY = (400, 401, 403, 413, 415, 429, 500, 503, 504)
-_TIMEOUT = {
-    "name": "X-Request-Timeout",
-    "in": "header",
-    "required": False,
-    "description": "seconds that the answer is worth waiting for; lowers the service's own limit",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
-}
-_ARROW_TEXT = (
-    "An Arrow stream of one column, `texts` (strings) or `vectors` (lists of floats of fixed size), with the other "
-    "fields as JSON in the schema's metadata under `rayemb`. The answer then is one too: columns `ids`, `scores` and, "
-    "if asked for, `payload` (JSON), a list for each query, and the rest as JSON in the metadata under `rayemb`."
-)
 
 
-def add_routes(app: FastAPI, gateway: "Gateway", config: ServeConfig) -> None:
-    """Adds every route of `gateway` to `app`."""
-    about: dict[str, Any] = {"parameters": [_TIMEOUT]}
+def add_routes(app: FastAPI, gateway: "Gateway", config: ServeConfig, about: Description | None) -> None:
+    """Adds every route of `gateway` to `app`; `about`: what is served, for the document, if that is known."""
     if config.keys:
         app.openapi = _with_security(app)  # type: ignore[method-assign]
 
     def add(
         path: str, method: str, endpoint: Any, summary: str, extra: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        app.add_api_route(
-            path, endpoint, methods=[method], summary=summary, openapi_extra={**about, **(extra or {})}, **options
-        )
+        app.add_api_route(path, endpoint, methods=[method], summary=summary, openapi_extra=extra, **options)
 
     add(
         "/v1/search",
         "POST",
         gateway.search,
         "Search by text, image, or both",
-        {"requestBody": _search_body(config)},
+        {"requestBody": search_body(config, about)},
         response_model=api.SearchResponse,
         responses=_problems(*_ANY, 422),
     )
-    batch = {"description": "The hits of each query", "content": {ARROW: {"schema": _BINARY}}}
+    batch = {"description": "The hits of each query", "content": {ARROW: {"schema": BINARY}}}
     add(
         "/v1/search/batch",
         "POST",
         gateway.search_batch,
         "Search by many texts, or by vectors of the served model",
-        {"requestBody": _batch_body(config)},
+        {"requestBody": batch_body(config, about)},
         response_model=BatchResponse,
         responses={200: batch, **_problems(*_ANY, 409, 422)},
     )
@@ -83,13 +70,13 @@ def add_routes(app: FastAPI, gateway: "Gateway", config: ServeConfig) -> None:
         "POST",
         gateway.embeddings,
         "Embed texts (OpenAI's schema)",
-        {"requestBody": _json_body(api.EmbeddingsRequest.model_json_schema())},
+        {"requestBody": embeddings_body(config, about)},
         response_model=api.EmbeddingsResponse,
         responses=openai_problems,
     )
     problems = _problems(*_ANY)
     add("/v1/index", "GET", gateway.index, "What is served", response_model=api.IndexInfo, responses=problems)
-    pictures = {"description": "The picture", "content": {"image/*": {"schema": _BINARY}}}
+    pictures = {"description": "The picture", "content": {"image/*": {"schema": BINARY}}}
     add(
         "/v1/items/{item:path}/image",
         "GET",
@@ -113,9 +100,6 @@ def add_routes(app: FastAPI, gateway: "Gateway", config: ServeConfig) -> None:
     app.add_api_route("/", page, methods=["GET"], include_in_schema=False, response_class=Response)
 
 
-_BINARY = {"type": "string", "format": "binary"}
-
-
 def _with_security(app: FastAPI) -> Any:
     """The app's OpenAPI document, with a key for all but the health checks."""
     plain = app.openapi
@@ -134,38 +118,3 @@ def _with_security(app: FastAPI) -> Any:
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": api.ErrorResponse, "description": _PROBLEMS[status]} for status in statuses}
-
-
-def _search_body(config: ServeConfig) -> dict[str, Any]:
-    schema = api.SearchRequest.model_json_schema()
-    schema["properties"]["k"]["maximum"] = config.max_k
-    form = {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {
-            "text": {"type": "string", "description": "what to look for, in words"},
-            "image": {"type": "string", "format": "binary", "description": "an encoded picture"},
-            "k": {"type": "integer", "minimum": 1, "maximum": config.max_k, "default": 10},
-            "filter": {
-                "type": "string",
-                "description": 'JSON object of column: value, such as {"source": "openmoji"}',
-            },
-        },
-    }
-    body = _json_body(schema)
-    body["content"]["multipart/form-data"] = {"schema": form}
-    return body
-
-
-def _batch_body(config: ServeConfig) -> dict[str, Any]:
-    schema = BatchRequest.model_json_schema()
-    schema["properties"]["k"]["maximum"] = config.max_k
-    for name, most in (("texts", config.max_batch), ("vectors", config.max_queries)):
-        schema["properties"][name]["anyOf"][0].update({"minItems": 1, "maxItems": most})
-    body = _json_body(schema)
-    body["content"][ARROW] = {"schema": {**_BINARY, "description": _ARROW_TEXT}}
-    return body
-
-
-def _json_body(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": schema}}}

@@ -99,7 +99,7 @@ BODIES = [
     ({"texts": [5]}, 422, "texts"),
     ({"texts": ["a", " "]}, 422, "texts.1"),
     ({"texts": ["a"] * 9}, 422, "texts"),
-    ({"texts": ["x" * 101]}, 413, "texts.0"),
+    ({"texts": ["x" * 101]}, 422, "texts.0"),
     ({"vectors": [ROW]}, 422, "model"),
     ({"vectors": [ROW], "model": "rayemb"}, 409, "model"),
     ({"vectors": [ROW], "model": "0" * 64}, 409, "model"),
