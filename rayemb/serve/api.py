@@ -10,7 +10,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+_WHOLE = 2.0**63
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and abs(value) >= _WHOLE and value.is_integer():
+        # A whole number of more than 64 bits comes out of the JSON parser as a float; it is one all the same.
+        return int(value)
     # One readable error for a value of another kind, instead of one for each member of a union.
     if isinstance(value, str | bool | int | float):
         return value

@@ -9,12 +9,7 @@ from rayemb.serve.engine import Description
 
 BINARY = {"type": "string", "format": "binary"}
 _FLOAT32_MAX = 3.4028234663852886e38
-_TYPES: dict[str, dict[str, Any]] = {
-    "string": {"type": "string"},
-    "integer": {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1},
-    "number": {"type": "number"},
-    "boolean": {"type": "boolean"},
-}
+_TYPES = ("string", "integer", "number", "boolean")
 _ARROW_TEXT = (
     "An Arrow stream of one column, `texts` (strings) or `vectors` (lists of floats of fixed size), with the other "
     "fields as JSON in the schema's metadata under `rayemb`. The answer then is one too: columns `ids`, `scores` and, "
@@ -96,7 +91,7 @@ def _filter(about: Description | None) -> dict[str, Any]:
     """The columns and their types, if it is known what is served."""
     if about is None:
         return {}
-    columns = {name: _TYPES[kind] for name, kind in about.payload_types.items() if kind in _TYPES}
+    columns = {name: {"type": kind} for name, kind in about.payload_types.items() if kind in _TYPES}
     return {"properties": columns, "additionalProperties": False}
 
 
