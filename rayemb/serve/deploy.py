@@ -64,7 +64,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         # Serve's hook for an app that is built in the replica: nothing of it has to be pickled.
-        return create_app(self._engine, self._config, send_id_header=False)
+        return create_app(self._engine, self._config, replica=serve.get_replica_context().replica_id.unique_id)
 
 
 class Embedder:

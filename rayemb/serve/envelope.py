@@ -140,7 +140,7 @@ class Envelope:
         set_deadline(seconds)
         body: bytes | None = None
         # The span's name has no path: that has ids. What it was comes with the status.
-        with self._tracer.request(_method(scope), _headers(scope)) as span:
+        with self._tracer.request(_method(scope), scope["headers"]) as span:
             try:
                 async with asyncio.timeout(seconds) as timer:
                     body = await self._bodies.read(scope, receive, key)
@@ -164,7 +164,7 @@ class Envelope:
         route, method, seconds = _route(scope), _method(scope), time.perf_counter() - call.started
         metrics = self._metrics
         metrics.requests.labels(route, method, str(call.status)).inc()
-        metrics.seconds.labels("request").observe(seconds)
+        metrics.stages["request"].observe(seconds)
         metrics.sent.observe(call.sent)
         if call.read:
             metrics.read.observe(call.read)
@@ -198,10 +198,6 @@ class _Call:
 def _route(scope: Scope) -> str:
     # The template, not the path: one series a route, whatever clients ask for.
     return getattr(scope.get("route"), "path", None) or "unmatched"
-
-
-def _headers(scope: Scope) -> dict[str, str]:
-    return {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
 
 
 def _id_of(scope: Scope) -> str:

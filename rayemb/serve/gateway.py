@@ -42,16 +42,16 @@ _ABOUT = (
 
 
 def create_app(
-    engine: Engine, config: ServeConfig | None = None, *, send_id_header: bool = True, tracer: Tracer | None = None
+    engine: Engine, config: ServeConfig | None = None, *, replica: str = "", tracer: Tracer | None = None
 ) -> FastAPI:
     """The app that answers from `engine`: search, embeddings, pictures, health, metrics and the web page.
 
-    `send_id_header`: whether the app itself sends X-Request-ID; off behind Serve's proxy, which does.
+    `replica`: the name of the Serve replica that it is in, if it is in one; Serve's proxy then sends X-Request-ID.
     `tracer`: default: the one that `config.tracing` asks for. Raises ServeError where keys, log or tracing cannot be
     opened.
     """
     config = config or ServeConfig()
-    gateway = Gateway(engine, engine.describe(), config, tracer)
+    gateway = Gateway(engine, engine.describe(), config, replica, tracer)
     # Opened here, not at the first request: what is wrong with them is wrong from the start.
     guard = Guard(config, gateway.metrics)
     log = AccessLog(config.access_log) if config.access_log else None
@@ -63,7 +63,7 @@ def create_app(
         guard=guard,
         tracer=gateway.tracer,
         log=log,
-        send_id_header=send_id_header,
+        send_id_header=not replica,
     )
     for kind in (ApiError, HTTPException, QueryError, ImageError, EngineUnavailable):
         app.add_exception_handler(kind, _on_error)
@@ -95,10 +95,10 @@ class Gateway:
     """What the routes do; one for each app."""
 
     def __init__(
-        self, engine: Engine, description: Description, config: ServeConfig, tracer: Tracer | None = None
+        self, engine: Engine, description: Description, config: ServeConfig, replica: str, tracer: Tracer | None
     ) -> None:
         self.engine, self.description, self.config = engine, description, config
-        self.metrics = Metrics(description.index_version, description.model_digest, description.rows)
+        self.metrics = Metrics(description.index_version, description.model_digest, description.rows, replica)
         self.tracer = tracer or open_tracer(config.tracing)
         self._places = asyncio.Semaphore(config.max_ongoing_requests)
         self._waiting = 0
@@ -294,7 +294,7 @@ class _Stage:
     """Times a stage, for the metrics and in a span; `seconds` afterwards."""
 
     def __init__(self, gateway: Gateway, name: str, queries: int) -> None:
-        self._timer = gateway.metrics.seconds.labels(name)
+        self._timer = gateway.metrics.stages[name]
         self._span = gateway.tracer.span(name, {"rayemb.queries": queries})
         self.seconds = 0.0
 

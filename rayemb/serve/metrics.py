@@ -1,6 +1,8 @@
 """What /metrics tells: requests by route, status and key, time by stage, sizes, refusals. One registry a replica."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _HITS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -11,9 +13,14 @@ REFUSALS = ("overloaded", "memory", "rate", "size", "collection", "deadline")
 
 
 class Metrics:
-    """The counters of one gateway. With several replicas a scrape sees the one that answers it."""
+    """The counters of one gateway.
 
-    def __init__(self, index_version: str, model_digest: str, rows: int) -> None:
+    With several replicas behind one address a scrape sees the one that answers it: `replica` then is a label of every
+    series, so that their counters are not taken for each other's.
+    """
+
+    def __init__(self, index_version: str, model_digest: str, rows: int, replica: str = "") -> None:
+        self._replica = replica
         # Its own registry: two gateways in one process (tests, reloads) must not share or clash.
         self.registry = CollectorRegistry()
         self.requests = self._counter("rayemb_requests", "Requests answered", "route", "method", "status")
@@ -34,8 +41,7 @@ class Metrics:
         served = Gauge("rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry)
         served.labels(index_version, model_digest).set(rows)
         # From the start, at 0: an alert on a rate sees the first event too.
-        for stage in STAGES:
-            self.seconds.labels(stage)
+        self.stages = {stage: self.seconds.labels(stage) for stage in STAGES}
         for reason in REFUSALS:
             self.refused.labels(reason)
 
@@ -51,7 +57,15 @@ class Metrics:
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        return bytes(generate_latest(self.registry))
+        return bytes(generate_latest(self))
+
+    def collect(self) -> Iterator[Metric]:
+        """The registry's families, each sample under the replica's name."""
+        for family in self.registry.collect():
+            if self._replica:
+                named = {"replica": self._replica}
+                family.samples = [each._replace(labels={**each.labels, **named}) for each in family.samples]
+            yield family
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, list(labels), registry=self.registry)

@@ -1,11 +1,12 @@
 """Spans of a request for OpenTelemetry, where asked for (extra `tracing`); nothing is imported or done otherwise."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from rayemb.serve.errors import ServeError
 
+Headers = Iterable[tuple[bytes, bytes]]
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
@@ -16,7 +17,7 @@ class Tracer(Protocol):
         """A span from entering to leaving."""
         ...
 
-    def request(self, name: str, headers: Mapping[str, str]) -> AbstractContextManager[Any]:
+    def request(self, name: str, headers: Headers) -> AbstractContextManager[Any]:
         """The span of a whole request; the child of the caller's, if `headers` have a `traceparent`."""
         ...
 
@@ -28,7 +29,7 @@ class NoTracer:
         """Nothing."""
         return _NOTHING
 
-    def request(self, name: str, headers: Mapping[str, str]) -> AbstractContextManager[Any]:
+    def request(self, name: str, headers: Headers) -> AbstractContextManager[Any]:
         """Nothing."""
         return _NOTHING
 
@@ -53,9 +54,9 @@ class OpenTelemetry:
         """A span from entering to leaving."""
         return self._tracer.start_as_current_span(name, attributes=dict(attributes or {}))
 
-    def request(self, name: str, headers: Mapping[str, str]) -> AbstractContextManager[Any]:
+    def request(self, name: str, headers: Headers) -> AbstractContextManager[Any]:
         """The span of a whole request."""
-        parent = self._propagator.extract(headers)
+        parent = self._propagator.extract({key.decode("latin-1"): value.decode("latin-1") for key, value in headers})
         return self._tracer.start_as_current_span(name, parent, self._server)
 
 

@@ -190,6 +190,26 @@ def test_metrics_of_stages_and_sizes(local: LocalEngine, config: ServeConfig) ->
     assert "rayemb_request_bytes_count 2.0" in text
 
 
+def test_replicas_have_series_of_their_own(local: LocalEngine) -> None:
+    texts = []
+    for replica in ("one", "two"):
+        with TestClient(create_app(local, replica=replica)) as http:
+            http.get("/healthz")
+            texts.append(http.get("/metrics").text)
+    for replica, text in zip(("one", "two"), texts, strict=True):
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        assert all(f'replica="{replica}"' in line for line in lines)
+        assert len(lines) > 50
+
+
+def test_a_megabyte_of_text_is_refused_by_name() -> None:
+    with TestClient(create_app(Slow(), ServeConfig())) as http:
+        check(http.post("/v1/search", json={"text": "a" * 1_000_000}), 422, "text")
+        check(http.post("/v1/search/batch", json={"texts": ["a", "a" * 1_000_000]}), 422, "texts.1")
+        check(http.post("/v1/search", json={"text": "a", "k": 10**9}), 422, "k")
+        assert http.get("/healthz").status_code == 200
+
+
 def expressions(part: Any) -> Iterator[str]:
     if isinstance(part, dict):
         if isinstance(part.get("expr"), str):
@@ -217,11 +237,11 @@ def test_the_dashboard_asks_for_what_is_exported() -> None:
         for name, selector in re.findall(r"\b(rayemb_\w+)(\{[^}]*\})?", query):
             assert name in exported, query
             labels = set(re.findall(r"(\w+)\s*[=!]~?=?", selector))
-            assert labels <= exported[name] | {"job", "instance"}, query
+            assert labels <= exported[name] | {"job", "instance", "replica"}, query
             asked.add(name)
         grouped = {label for group in re.findall(r"by \(([^)]*)\)", query) for label in re.split(r",\s*", group)}
         named = {label for name in re.findall(r"\brayemb_\w+", query) for label in exported[name]}
-        assert grouped <= named | {"job", "instance"}, query
+        assert grouped <= named | {"job", "instance", "replica"}, query
     # And nothing is exported that nobody looks at.
     families = {re.sub(r"_(bucket|sum|count|created|total)$", "", name) for name in exported}
     assert families <= {re.sub(r"_(bucket|sum|count|created|total)$", "", name) for name in asked}
