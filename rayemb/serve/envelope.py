@@ -1,6 +1,7 @@
 """What surrounds every request: its id, key, deadline, body, its counters, an answer if all else fails."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 OPENAI_ROUTES = ("/v1/embeddings",)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# How long the body of a refused request is taken and dropped, in s: whoever sends slower sees a lost connection.
+_DISCARD_S = 5.0
 _SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -135,7 +138,9 @@ class Envelope:
             call.key = key.name if key else ""
             seconds = timeout_of(scope, self._most_s)
         except ApiError:
-            await self._bodies.discard(scope, receive)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DISCARD_S):
+                    await self._bodies.discard(scope, receive)
             raise
         set_deadline(seconds)
         body: bytes | None = None
