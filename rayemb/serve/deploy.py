@@ -30,7 +30,17 @@ from rayemb.index import Manifest, QueryError, Shard
 from rayemb.index.shard import open_embeddings
 from rayemb.models import ImageError, Model, model_digest
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, ids_of, shard_names, use_threads
+from rayemb.serve.engine import (
+    Encoder,
+    Engine,
+    LocalEngine,
+    Vectors,
+    check_match,
+    ids_of,
+    positions_in,
+    shard_names,
+    use_threads,
+)
 from rayemb.serve.errors import ServeError
 from rayemb.serve.gateway import create_app
 from rayemb.serve.keys import read_keys
@@ -138,7 +148,8 @@ class ShardServer:
             scores, keys = self._shard.search(vectors, k, filter)
         except QueryError as error:
             return error
-        return scores, keys, ids_of(keys, [(self._shard.info.start, self._shard.payload)])
+        at = positions_in(self._shard.info.start, self._shard.rows)
+        return scores, keys, ids_of(keys, [(at, self._shard.payload)])
 
 
 class ServeArguments(Config):

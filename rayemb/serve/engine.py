@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
+# From keys to their places in a shard, -1 where it has them not.
+Positions = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 _POOL_THREADS = 8
 
 
@@ -192,23 +194,28 @@ def _type(kind: pa.DataType) -> str:
     return "number" if pa.types.is_floating(kind) else "other"
 
 
-def ids_of(keys: NDArray[np.int64], shards: Sequence[tuple[int, Payload]]) -> pa.Array:
-    """The ids of rows, in the order of the flat `keys`, null for -1; `shards`: first key and payload, ascending."""
+def ids_of(keys: NDArray[np.int64], shards: Sequence[tuple[Positions, Payload]]) -> pa.Array:
+    """The ids of rows, in the order of the flat `keys`, null for -1; `shards`: where keys lie in each, its payload."""
     flat = keys.reshape(-1)
     if len(shards) == 1:
-        start, payload = shards[0]
-        return payload.ids(pa.array(flat - start, mask=flat < 0))
-    owners = np.searchsorted([start for start, _ in shards], flat, side="right") - 1
+        at, payload = shards[0]
+        return payload.ids(pa.array(at(flat), mask=flat < 0))
     parts, places = [], []
-    for number, (start, payload) in enumerate(shards):
-        mine = np.flatnonzero(owners == number)
-        parts.append(payload.ids(pa.array(flat[mine] - start)))
+    for at, payload in shards:
+        positions = at(flat)
+        mine = np.flatnonzero(positions >= 0)
+        parts.append(payload.ids(pa.array(positions[mine])))
         places.append(mine)
     # Each id's place among the parts, which lie one after the other.
     order = np.concatenate(places)
-    at = np.zeros(len(flat), np.int64)
-    at[order] = np.arange(len(order))
-    return pa.concat_arrays(parts).take(pa.array(at, mask=flat < 0))
+    found = np.zeros(len(flat), np.int64)
+    found[order] = np.arange(len(order))
+    return pa.concat_arrays(parts).take(pa.array(found, mask=flat < 0))
+
+
+def positions_in(start: int, rows: int) -> Positions:
+    """Where keys lie in a shard of `rows` keys from `start`; -1 for those of other shards."""
+    return lambda keys: np.where((keys >= start) & (keys < start + rows), keys - start, -1)
 
 
 def shard_names(manifest: Manifest) -> list[str]:
@@ -228,6 +235,7 @@ class LocalEngine:
         model = Model.load(model_uri)
         self._index = Index.open(index_uri, model_digest=model.digest)
         self._description = describe(self._index.manifest, self._index.embeddings)
+        self._known = [(positions_in(shard.info.start, shard.rows), shard.payload) for shard in self._index.shards]
         # The number of OpenMP threads belongs to each thread: set it in every one that computes.
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
         self._encoder = Encoder(model, config, self._pool, searched=self._index.embeddings.what)
@@ -259,8 +267,7 @@ class LocalEngine:
 
     def _search_ids(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> FoundIds:
         hits = self._index.search(vectors, k, filter)
-        known = [(shard.info.start, shard.payload) for shard in self._index.shards]
-        return FoundIds(hits.scores, ids_of(hits.keys, known))
+        return FoundIds(hits.scores, ids_of(hits.keys, self._known))
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none."""

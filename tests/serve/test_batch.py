@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rayemb.serve.batch import ARROW, BatchResponse, write_stream
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import ids_of
+from rayemb.serve.engine import ids_of, positions_in
 from tests.serve.conftest import World
 from tests.serve.test_bad_requests import check
 
@@ -189,7 +189,10 @@ def test_ids_are_those_of_the_keys(keys: list[int], bounds: list[int]) -> None:
 
     names = [f"item {number}" for number in range(20)]
     starts = [0, *sorted(bounds), 20]
-    shards = [(start, Payload(pa.table({"id": names[start:stop]}))) for start, stop in pairwise(starts)]
+    shards = [
+        (positions_in(start, stop - start), Payload(pa.table({"id": names[start:stop]})))
+        for start, stop in pairwise(starts)
+    ]
     found = ids_of(np.array(keys, np.int64).reshape(1, -1), shards)
     assert found.to_pylist() == [None if key < 0 else names[key] for key in keys]
 
