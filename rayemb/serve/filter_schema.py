@@ -30,10 +30,7 @@ def filter_schemas(columns: Mapping[str, str] | None) -> dict[str, dict[str, Any
     condition = Condition.model_json_schema(ref_template=REF)
     found: dict[str, dict[str, Any]] = condition.pop("$defs")
     # Null is the default of what is left out, and no operand.
-    condition["properties"] = {
-        name: {**field["anyOf"][0], "description": field["description"]}
-        for name, field in condition["properties"].items()
-    }
+    condition["properties"] = {name: _operand(field) for name, field in condition["properties"].items()}
     condition["minProperties"] = 1
     nested = {"allOf": [FILTER], "minProperties": 1}
     several = {"type": "array", "items": nested, "minItems": 1}
@@ -53,6 +50,11 @@ def filter_schemas(columns: Mapping[str, str] | None) -> dict[str, dict[str, Any
         document |= {"properties": {**fields, **operators}, "additionalProperties": False}
     found["Filter"] = document
     return found
+
+
+def _operand(field: dict[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in field["anyOf"] if kind != {"type": "null"}]
+    return {**(kinds[0] if len(kinds) == 1 else {"anyOf": kinds}), "description": field["description"]}
 
 
 def _element(kind: str) -> str:
