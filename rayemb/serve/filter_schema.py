@@ -42,19 +42,13 @@ def filter_schemas(columns: Mapping[str, str] | None) -> dict[str, dict[str, Any
         fields = {name: _column(kind) for name, kind in columns.items()}
         plain = {"type": "object", "properties": fields, "additionalProperties": False}
     plain["description"] = "column: value (equality; null: missing) or column: condition; all of them hold"
-    # Not by itself: tools that make examples of a schema go down without end.
-    found["Conditions"] = {**plain, "minProperties": 1}
-    found["Group"] = {**_over("Conditions", plain), "minProperties": 1}
-    found["Filter"] = _over("Group", plain)
-    found["Filter"]["description"] += f". Taken are filters nested up to {MAX_DEPTH} deep"
-    return found
-
-
-def _over(inner: str, plain: dict[str, Any]) -> dict[str, Any]:
-    """`plain` conditions, and, or and not of what `inner` names."""
-    nested = {"$ref": REF.format(model=inner)}
+    # Once and not by itself: tools that make examples of a schema go down without end.
+    nested = {"$ref": REF.format(model="Conditions")}
     several = {"type": "array", "items": nested, "minItems": 1}
-    return {**plain, "properties": {**plain["properties"], AND: several, OR: several, NOT: nested}}
+    found["Conditions"] = {**plain, "minProperties": 1}
+    found["Filter"] = {**plain, "properties": {**plain["properties"], AND: several, OR: several, NOT: nested}}
+    found["Filter"]["description"] += f". Filters nested up to {MAX_DEPTH} deep are taken"
+    return found
 
 
 def _operand(field: dict[str, Any]) -> dict[str, Any]:
