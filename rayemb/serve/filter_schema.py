@@ -32,16 +32,19 @@ def filter_schemas(columns: Mapping[str, str] | None) -> dict[str, dict[str, Any
     # Null is the default of what is left out, and no operand.
     condition["properties"] = {name: _operand(field) for name, field in condition["properties"].items()}
     condition["minProperties"] = 1
+    plain: dict[str, Any] = {
+        "type": "object",
+        "description": "column: value (equality; null: missing) or column: condition; all of them hold",
+    }
     if columns is None:
         found["Condition"] = condition
         scalar = {"type": ["string", "number", "boolean", "null"]}
         any_column = {"anyOf": [scalar, {"$ref": REF.format(model="Condition")}]}
-        plain = {"type": "object", "properties": {}, "additionalProperties": any_column}
+        plain |= {"properties": {}, "additionalProperties": any_column}
     else:
         found |= {_name(kind): _condition(condition, kind) for kind in sorted({*columns.values()})}
         fields = {name: _column(kind) for name, kind in columns.items()}
-        plain = {"type": "object", "properties": fields, "additionalProperties": False}
-    plain["description"] = "column: value (equality; null: missing) or column: condition; all of them hold"
+        plain |= {"properties": fields, "additionalProperties": False}
     # Once and not by itself: tools that make examples of a schema go down without end.
     nested = {"$ref": REF.format(model="Conditions")}
     several = {"type": "array", "items": nested, "minItems": 1}
