@@ -99,6 +99,8 @@ def local_head(
     log, token = folder / "head.log", secrets.token_hex(32)
     bin_dir = str(Path(sys.executable).parent)
     environment = {
+        # Ray has workers give way to everything else on their machine, by 15; a cluster of ours is there for them.
+        "RAY_worker_niceness": "0",
         **os.environ,
         **ENVIRONMENT,
         **_access(address, token),

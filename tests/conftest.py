@@ -22,7 +22,7 @@ CLUSTERS = ("cluster", "e2e", "faults", "mining", "pipeline", "serve", "tune", "
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes share the suite: all that needs a cluster goes to one of them, in turn, the rest to the other.
 
-    In turn, since some tests kill what they find on the machine; file by file, since files share what they set up.
+    In turn, since two clusters starve each other on two cores; file by file, since files share what they set up.
     """
     here = Path(__file__).parent
     for item in items:

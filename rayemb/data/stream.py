@@ -8,9 +8,12 @@ Actors, and not Ray Data's own iterator: that one has no position to go on from,
 CPU a row (`jobs/bench/RESULTS.md`). Building, curating and embedding, which have no order to keep, are Ray Data.
 """
 
+import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -163,10 +166,50 @@ class DecodeServer:
 
     def __init__(self, members: Sequence[Member], settings: DecodeSettings) -> None:
         self._decoder = Decoder(members, settings)
+        self._behind = ThreadPoolExecutor(1, "rayemb-decoder", _leave_cores)
 
-    def decode(self, planned: StepPiece | None, number: int) -> tuple[dict[str, NDArray[Any]], list[BadRow]] | None:
-        """The arrays of piece `number` of a step, and its bad rows."""
-        return None if planned is None else self._decoder(planned.pieces[number])
+    def decode(
+        self, planned: StepPiece | None, number: int, calm: bool
+    ) -> tuple[dict[str, NDArray[Any]], list[BadRow]] | None:
+        """The arrays of piece `number` of a step, and its bad rows; `calm`: in the time that nobody else wants."""
+        if planned is None:
+            return None
+        piece = planned.pieces[number]
+        return self._behind.submit(self._decoder, piece).result() if calm else self._decoder(piece)
+
+
+def _leave_cores() -> None:
+    """This thread gets the time that nobody else wants."""
+    # Linux alone has it, where a sandbox may forbid it. No niceness instead: elsewhere that is the whole process's.
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+class Calm:
+    """Whether decoders are so far ahead of their worker that they may wait until it waits for the others.
+
+    A step takes as long as its slowest worker, and one whose core a decoder takes holds up all. But what only gets the
+    time that nobody wants may starve beside a stranger's program: each time that a worker is held up by it, twice as
+    many steps without waiting must have gone by before it is tried again.
+    """
+
+    def __init__(self) -> None:
+        self._steps, self._needed = 0, 8
+        self._since = time.monotonic()
+
+    def __bool__(self) -> bool:
+        return self._steps >= self._needed
+
+    def took(self, waited: float) -> None:
+        """A batch has come, for which the worker waited so many seconds."""
+        now = time.monotonic()
+        # A quarter of its time: less is no hold-up, but batches that are fetched, and workers out of step.
+        if waited > 0.25 * (now - self._since):
+            self._needed *= 2 if self else 1
+            self._steps = 0
+        else:
+            self._steps += 1
+        self._since = now
 
 
 class Batch(NamedTuple):
@@ -202,10 +245,11 @@ class Stream:
         """This rank's part of steps `start .. stop - 1`, decoded ahead; ends earlier where the mixture does."""
         decoders = self._decoders()
         ahead: deque[tuple[Any, list[Any]]] = deque()
+        calm = Calm()
         for step in range(self.start, stop + self.loader.prefetch):
             if step < stop:
                 planned = self.planner.step_piece.remote(step, rank, len(decoders))
-                ahead.append((planned, [d.decode.remote(planned, n) for n, d in enumerate(decoders)]))
+                ahead.append((planned, [d.decode.remote(planned, n, bool(calm)) for n, d in enumerate(decoders)]))
             if step < self.start + self.loader.prefetch - 1 and step < stop - 1:
                 continue
             if not ahead:
@@ -216,6 +260,7 @@ class Stream:
             if found[0] is None:
                 return
             waited = time.monotonic() - began
+            calm.took(waited)
             step_piece: StepPiece = ray.get(plan)
             bad = [row for _, rows in found for row in rows]
             yield Batch(

@@ -18,10 +18,12 @@ class Step(NamedTuple):
     loss:          this rank's share of it, detached.
     gradient_norm: of the whole batch's gradient over all parameters that are trained, before clipping; infinite if
                    the step was skipped, for want of range in fp16.
+    micro_batches: of this rank.
     """
 
     loss: Tensor
     gradient_norm: float
+    micro_batches: int
 
 
 def train_step(
@@ -85,4 +87,4 @@ def train_step(
         # DeepSpeed keeps it at the other stages only. Before the step, which clips the gradients and lets them go.
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.step()
-    return Step(value, float(engine.get_global_grad_norm() if norm is None else norm))
+    return Step(value, float(engine.get_global_grad_norm() if norm is None else norm), len(micro_batches))

@@ -23,6 +23,7 @@ from rayemb.train.engine import create_engine, full_state, set_rates
 from rayemb.train.evaluation import EarlyStopping, Evaluator
 from rayemb.train.evaluation.base import Task
 from rayemb.train.meter import Meter
+from rayemb.train.noise import GradientNoise
 from rayemb.train.not_finite import end_not_finite
 from rayemb.train.objective import Objective, micro_batches
 from rayemb.train.quarantine import Quarantine
@@ -79,10 +80,14 @@ def _train(job: Job, pulse: Pulse) -> dict[str, Any]:
     quarantine = Quarantine(job.run_uri, config.max_bad_fraction, rank)
     pulse.clock = Clock(device)
     meter = Meter(pulse.clock, exchange)
+    noise = GradientNoise(objective.network.parameters(), objective.losses.parameters(), exchange)
     paused, over = False, stopping is not None and stopping.over
     pulse.at("data", step)
     for batch in () if over else job.stream.batches(rank, config.steps):
-        pulse.clock.begin_step(exact=(step + 1) % config.logging.every == 0)
+        shown = (step + 1) % config.logging.every == 0
+        pulse.clock.begin_step(exact=shown)
+        # In fp16 gradients are scaled by a factor that is DeepSpeed's own.
+        noise.begin_step(shown and config.precision != "fp16")
         pulse.at("forward")
         rate = set_rates(engine, config, step)
         tensors = objective.prepared(_tensors(batch, device), step)
@@ -107,6 +112,7 @@ def _train(job: Job, pulse: Pulse) -> dict[str, Any]:
             "learning_rate": rate,
             "gradient_norm": done.gradient_norm if math.isfinite(done.gradient_norm) else None,
             **({"skipped_steps": engine.skipped_steps} if config.precision == "fp16" else {}),
+            **noise.figures(done.micro_batches, batch.rows, done.gradient_norm, history),
             **meter.figures(),
             "bad_rows": quarantine.check(),
             "workers": world,

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rayemb.data.augment import AugmentConfig
 from rayemb.data.decode import DecodeSettings
 from rayemb.data.mix import CorpusEntry, MixConfig
 from rayemb.data.samplers import ClusterStratifiedConfig, ShuffledConfig
-from rayemb.data.stream import LoaderConfig, Stream
+from rayemb.data.stream import Calm, LoaderConfig, Stream
 from rayemb.models import TextTokenizer, TokenizerConfig
 from tests.data.corpora import corrupt, write_corpus
 
@@ -141,11 +142,8 @@ def test_killed_and_resumed_with_two_three_and_one_worker_every_row_comes_once(
 
 
 def children(name: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if name in " ".join(process.info["cmdline"] or []):
-            found.append(process)
-    return found
+    found = psutil.Process().children(recursive=True)
+    return [process for process in found if name in " ".join(process.cmdline())]
 
 
 @pytest.mark.parametrize("victim", ["DecodeServer", "PlanServer"])
@@ -161,6 +159,33 @@ def test_a_killed_decoder_or_planner_costs_time_and_nothing_else(
         process.kill()
     found += [rows_of(batch.arrays) for batch in steps]
     assert found == whole
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no such policy on this system")
+def test_decoders_that_are_ahead_leave_the_cores_to_the_workers(corpora: dict[str, Corpus], whole: list[Rows]) -> None:
+    found = []
+    for batch in stream(corpora, 1, **MIXED).batches(0, STEPS):
+        found.append(rows_of(batch.arrays))
+        time.sleep(0.3)  # the worker's own work: batches are there before they are asked for
+        if not batch.last:
+            threads = [thread.id for process in children("ray::DecodeServer") for thread in process.threads()]
+            policies = {os.sched_getscheduler(thread) for thread in threads}
+    assert found == whole
+    assert policies == {os.SCHED_OTHER, os.SCHED_IDLE}
+
+
+def test_a_worker_that_was_held_up_is_not_soon_held_up_again() -> None:
+    calm, waits = Calm(), []
+    for _ in range(3):
+        steps = 0
+        while not calm:
+            calm.took(0.0)
+            steps += 1
+        waits.append(steps)
+        calm.took(1e9)
+        assert not calm
+        calm.took(1e9)  # while it is not calm, waiting is nothing new
+    assert waits == [8, 16, 32]
 
 
 def test_bad_rows_leave_holes_and_are_told_of(ray_cluster: str, tmp_path: Path) -> None:

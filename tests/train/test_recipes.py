@@ -15,11 +15,12 @@ from torch import Tensor
 
 from rayemb.config import load
 from rayemb.models import TwoTower
-from rayemb.parallel import Alone, exchange_named, mean_over_ranks
+from rayemb.parallel import Alone, exchange_named, gradient_cache, mean_over_ranks
 from rayemb.train.activations import checkpoint_blocks
 from rayemb.train.config import TrainConfig
 from rayemb.train.ema import averaged
 from rayemb.train.engine import create_engine, full_state, set_rates
+from rayemb.train.noise import SCALE, SQUARE, TRACE, GradientNoise
 from rayemb.train.objective import Objective, micro_batches
 from rayemb.train.parameters import parameter_groups
 from rayemb.train.reshard import load_resharded
@@ -69,6 +70,7 @@ class Found:
     after: Values = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    noise: list[dict[str, float | None]] = field(default_factory=list)
     skipped: int = 0
 
 
@@ -107,10 +109,17 @@ def one_process(case: Case, skipped: tuple[int, ...] = ()) -> Found:
     module, config, found = objective(case), case.config, Found()
     optimizer = config.optimizer.build(parameter_groups(module, config))
     means = {name: value.detach().clone() for name, value in module.named_parameters()}
+    noise = GradientNoise(module.network.parameters(), module.losses.parameters(), Alone())
     for step in range(config.steps):
         rate = config.schedule.rate(config.optimizer.learning_rate, step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["learning_rate_factor"]
+        optimizer.zero_grad()
+        noise.begin_step(True)
+        parts, whole = micro_batches(batch(step), rows=2, tokens=None)
+        gradient_cache(module, parts, lambda e, whole=whole: module.share(e, whole, Alone()), lambda x, _: x.backward())
+        found.noise.append(noise.figures(len(parts), ROWS, total_norm(module), found.noise))
+        noise.begin_step(False)
         optimizer.zero_grad()
         loss = module.share(module(batch(step)), batch(step), Alone())
         loss.backward()
@@ -128,19 +137,26 @@ def one_process(case: Case, skipped: tuple[int, ...] = ()) -> Found:
     return found
 
 
+def total_norm(module: Objective) -> float:
+    return float(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+
+
 def run_case(rank: int, world: int, case: Case, folder: str) -> Found:
     config, module, found = case.config, objective(case), Found()
     engine = create_engine(module, config)
     exchange, share = exchange_named("gather"), slice(rank * ROWS // world, (rank + 1) * ROWS // world)
+    noise = GradientNoise(module.network.parameters(), module.losses.parameters(), exchange)
     for step in range(config.steps):
         set_rates(engine, config, step)
         mine = {name: value[share] for name, value in batch(step).items()}
         torch.manual_seed(1000 * step + rank)
+        noise.begin_step(True)
         # Two micro-batches, so that frozen towers and recomputed blocks meet the gradient cache.
         parts, whole = micro_batches(mine, rows=2, tokens=None)
         done = train_step(engine, parts, lambda encoded, whole=whole: module.share(encoded, whole, exchange))
         found.losses.append(float(mean_over_ranks(done.loss)))
         found.norms.append(done.gradient_norm)
+        found.noise.append(noise.figures(done.micro_batches, ROWS, done.gradient_norm, found.noise))
     found.skipped = engine.skipped_steps
     found.values = state(engine, module, case)
     if config.ema is None:
@@ -202,6 +218,10 @@ def test_steps_are_those_of_one_process(case: Case, trained: dict[str, Found]) -
     found, wanted = trained[str(case)], one_process(case)
     # Torch's Newton-Schulz iteration is in bf16: the rows of the batch in another order are 1 % of Muon's update.
     slack = 300 if case.name == "muon" else 1
+    assert [list(row) for row in found.noise] == [[TRACE, SQUARE, SCALE]] * STEPS
+    for name in (TRACE, SQUARE):
+        values = [row[name] for row in wanted.noise]
+        assert [row[name] for row in found.noise] == pytest.approx(values, rel=2e-3 * slack)
     assert found.losses == pytest.approx(wanted.losses, abs=1e-5 * slack)
     assert found.norms == pytest.approx(wanted.norms, rel=1e-4 * slack)
     start = {name: value.detach() for name, value in objective(case).named_parameters()}

@@ -97,6 +97,7 @@ def test_a_killed_run_reports_every_step_once_everywhere(
         assert row["tokens_per_second"] > row["pairs_per_second"] > 0
         assert 0 < row["mfu"] < 1
         assert row["gradient_norm"] > 0
+        assert row["noise/trace"] > 0
     assert model.info["config"]["steps"] == 60
 
 
