@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rayemb import __version__
+from rayemb.cli_serve import serve_app
 from rayemb.config import ConfigError, dump, load, schema
 from rayemb.curate import Step
 from rayemb.errors import RayembError
@@ -53,6 +54,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(curate_app, name="curate")
 app.add_typer(index_app, name="index")
 app.add_typer(config_app, name="config")
+app.add_typer(serve_app, name="serve")
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -209,24 +211,20 @@ def tune(args: Args = None) -> None:
 
 
 @app.command()
-def serve(args: Args = None) -> None:
-    """Serve the index over HTTP, with a web page, until Ctrl-C."""
-    from rayemb.pipeline.demo import serve_until_interrupted
-
-    serve_until_interrupted(read_config(args))
-
-
-@app.command()
 def search(
     text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image to look for, alone or with a text.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 10,
     where: Annotated[list[str] | None, typer.Option("--filter", help="Metadata equality, column=value.")] = None,
     url: Annotated[str, typer.Option(help="The running service.")] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="RAYEMB_KEY", help="API key; rather in the environment than in a command line.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Save the hits' pictures in this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
     """Ask a running service."""
-    from rayemb.pipeline.demo import hits_table
+    from rayemb.pipeline.demo import hits_table, save_pictures
     from rayemb.serve import Client
 
     if text is None and image is None:
@@ -237,14 +235,20 @@ def search(
         picture = image.read_bytes() if image else None
     except OSError as error:
         raise RayembError(f"cannot read the image ({error.strerror})", where=f"--image {image}") from error
-    client = Client(url)
+    client = Client(url, key=key)
     chosen = client.parse_filter(dict(item.split("=", 1) for item in where)) if where else None
     answer = client.search(text=text, image=picture, k=k, filter=chosen)
+    paths = save_pictures(client, answer.hits, pictures) if pictures else None
     if as_json:
-        typer.echo(answer.model_dump_json(indent=2))
+        document = answer.model_dump(mode="json")
+        for hit in document["hits"] if paths else []:
+            hit["picture"] = paths.get(hit["id"]) if paths else None
+        typer.echo(json.dumps(document, indent=2))
     else:
         title = f"index {answer.index_version}, model {answer.model_digest[:12]}"
-        Console(highlight=False).print(hits_table(title, answer.hits))
+        if answer.partial:
+            title += f"; partial: {', '.join(answer.missing_shards)} did not answer"
+        Console(highlight=False).print(hits_table(title, answer.hits, paths))
 
 
 @app.command("export")

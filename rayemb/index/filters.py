@@ -31,12 +31,18 @@ MAX_DEPTH = 16
 MAX_CONDITIONS = 256
 MAX_VALUES = 10_000
 AND, OR, NOT = "and", "or", "not"
+_WHOLE = 2.0**63
+
+
+def _exact(value: Any) -> Any:
+    # A whole number of more than 64 bits comes out of a JSON parser as a float; it is one all the same.
+    return int(value) if isinstance(value, float) and abs(value) >= _WHOLE and value.is_integer() else value
 
 
 def _plain(value: Any) -> Any:
     # One readable error for a value of another kind, instead of one for each member of a union.
     if isinstance(value, str | bool | int | float):
-        return value
+        return _exact(value)
     raise ValueError("a value is a text, a number or a boolean")
 
 
@@ -78,23 +84,6 @@ class Condition(_Strict):
 
 
 _OPERATORS = [info.alias or name for name, info in Condition.model_fields.items()]
-
-
-def filter_schemas() -> dict[str, dict[str, Any]]:
-    """JSON schemas of the language for an OpenAPI document's components, by name; the filter's is `Filter`."""
-    condition = Condition.model_json_schema(ref_template="#/components/schemas/{model}")
-    found: dict[str, dict[str, Any]] = condition.pop("$defs")
-    itself = {"$ref": "#/components/schemas/Filter"}
-    several = {"type": "array", "items": itself, "minItems": 1}
-    value = {"anyOf": [{"type": ["string", "number", "boolean", "null"]}, {"$ref": "#/components/schemas/Condition"}]}
-    found["Condition"] = {**condition, "minProperties": 1}
-    found["Filter"] = {
-        "type": "object",
-        "description": "column: value (equality; null: missing) or column: condition; all of them hold",
-        "properties": {AND: several, OR: several, NOT: itself},
-        "additionalProperties": value,
-    }
-    return found
 
 
 @dataclass(frozen=True)
@@ -180,7 +169,8 @@ def _object(document: object, path: str, depth: int, budget: _Budget) -> Tree:
 
 def _test(value: object, path: str) -> Condition | str | int | float | bool | None:
     if value is None or isinstance(value, str | bool | int | float):
-        return value
+        plain: str | int | float | bool | None = _exact(value)
+        return plain
     if not isinstance(value, Mapping):
         raise FilterError(
             "expected a value or an object of operators", where=path, fix='to find one of several: {"in": [...]}'

@@ -42,6 +42,10 @@ class Payload:
             found.append(row)
         return found
 
+    def ids(self, positions: pa.Array) -> pa.Array:
+        """The ids of the rows at `positions`, in that order, as arrow texts; null where the position is null."""
+        return self._ids.take(positions)
+
     def position(self, row_id: str) -> int | None:
         """The position of the row with this id, or None. The first call sorts the ids' hashes."""
         if self._lookup is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from rayemb.data.embeddings import IMAGE, EmbeddingsTable
@@ -145,6 +146,21 @@ class Index:
             for place, row in zip(places.tolist(), shard.payload.take(positions.tolist()), strict=True):
                 rows[place] = row
         return rows
+
+    def ids(self, keys: NDArray[np.int64]) -> pa.Array:
+        """The ids of the rows `keys`, flat and in order, as arrow texts; null for the -1 of an empty place."""
+        flat = keys.reshape(-1)
+        if len(self.shards) == 1:
+            return self.shards[0].ids(flat)
+        owned = list(self._owners(flat))
+        if not owned:
+            return self.shards[0].ids(flat)
+        # Each id's place among the parts, which lie one after the other.
+        order = np.concatenate([places for _, places, _ in owned])
+        at = np.zeros(len(flat), np.int64)
+        at[order] = np.arange(len(order))
+        parts = [shard.payload.ids(pa.array(positions)) for shard, _, positions in owned]
+        return pa.concat_arrays(parts).take(pa.array(at, mask=flat < 0))
 
     def key(self, row_id: str) -> int | None:
         """The key of the row with this id, or None."""

@@ -155,6 +155,11 @@ class Shard:
         position = self.payload.position(row_id)
         return None if position is None else int(self.keys.of(np.array([position]))[0])
 
+    def ids(self, keys: NDArray[np.int64]) -> pa.Array:
+        """The ids of the rows `keys`, flat and in order, as arrow texts; null for what is not of this shard."""
+        positions = self.keys.at(keys.reshape(-1))
+        return self.payload.ids(pa.array(positions, mask=positions < 0))
+
     def _answer(self, scores: NDArray[np.float32], positions: NDArray[np.int64], strategy: str) -> Answer:
         return Answer(scores, self.keys.of(positions), strategy)
 

@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What a client sends: no field too many, nothing converted."""
+
     # Strict: "5" and true are no integers here, though FastAPI's defaults would take them for 5 and 1.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -15,7 +17,7 @@ Filter = dict[str, JsonValue]
 Ids = Annotated[list[str], Field(max_length=100)]
 
 
-class Hybrid(_Strict):
+class Hybrid(Strict):
     """Words beside vectors: how the two rankings become one."""
 
     fusion: Literal["rrf", "convex"] = Field(
@@ -24,7 +26,7 @@ class Hybrid(_Strict):
     weight: float = Field(0.5, ge=0, le=1, description="convex: share of the words' score")
 
 
-class SearchEffort(_Strict):
+class SearchEffort(Strict):
     """How wide to search; each part matters to the index types that have it, and more is slower and finds more."""
 
     nprobe: int | None = Field(None, ge=1, le=65_536, description="IVF lists a query looks into")
@@ -32,7 +34,7 @@ class SearchEffort(_Strict):
     rerank: int | None = Field(None, ge=1, le=64, description="candidates per hit that a refine stage scores again")
 
 
-class SearchRequest(_Strict):
+class SearchRequest(Strict):
     """One query: a text, an image, both (their vectors' normalised mean), or items that are like what is wanted.
 
     Of `diversity`, `group_by` and (`hybrid`, `rerank`) one at most.
@@ -47,8 +49,8 @@ class SearchRequest(_Strict):
     k: int = Field(10, ge=1, description="how many hits to give, at most")
     filter: Filter | None = Field(
         None,
-        description="only items whose columns pass; columns and types: `payload_types` of GET /v1/index",
-        examples=[{"source": "openmoji", "size": {"gte": 64}, "not": {"colour": {"in": ["red", "pink"]}}}],
+        description='only items whose columns pass, as in {"source": "openmoji", "size": {"gte": 64}}; columns and '
+        "types: `payload_types` of GET /v1/index",
     )
     recall: float | None = Field(
         None, gt=0, le=1, description="share of the exact answer wanted: `curve` of GET /v1/index says what it takes"
@@ -72,7 +74,7 @@ class SearchRequest(_Strict):
     )
 
 
-class EmbeddingsRequest(_Strict):
+class EmbeddingsRequest(Strict):
     """Texts to embed, in OpenAI's schema."""
 
     input: str | list[str] = Field(description="one text, or several; token arrays are not taken")
@@ -159,6 +161,7 @@ class IndexInfo(BaseModel):
     curve: list[dict[str, JsonValue]] = Field(
         description="recall measured at other efforts, and milliseconds a query on one thread; cheapest first"
     )
+    words: str | None = Field(description="column whose words `hybrid` goes by, if the index has any")
     payload_columns: list[str] = Field(description="columns that hits carry and filters may name")
     payload_types: dict[str, str] = Field(
         description="type of each payload column: string, integer, number, boolean, timestamp, point, list of "
@@ -169,7 +172,8 @@ class IndexInfo(BaseModel):
     max_k: int = Field(description="most hits of one search")
     max_text_chars: int = Field(description="longest text, in characters")
     max_image_bytes: int = Field(description="largest uploaded image, in bytes")
-    max_batch: int = Field(description="most texts of one embeddings request")
+    max_batch: int = Field(description="most texts of one request, to embed or to search")
+    max_queries: int = Field(description="most vectors of one POST /v1/search/batch")
 
 
 class ErrorBody(BaseModel):

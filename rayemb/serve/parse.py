@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from fastapi import Request
@@ -12,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from rayemb.index import Effort, Fusion, Query, QueryError
+from rayemb.index import Effort, FilterError, Fusion, Query, QueryError
 from rayemb.index.filters import parse_filter
-from rayemb.serve.api import EmbeddingsRequest, SearchEffort, SearchRequest
+from rayemb.serve.api import EmbeddingsRequest, Filter, SearchEffort, SearchRequest
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description
 from rayemb.serve.errors import ApiError
@@ -41,11 +41,11 @@ class Search:
 
 async def search_query(request: Request, config: ServeConfig, about: Description) -> Search:
     """The query in the body of POST /v1/search, JSON or multipart. Raises ApiError."""
-    kind = _content_type(request)
+    kind = content_type(request)
     if kind == MULTIPART:
         fields, image = await _form(request)
     elif kind == JSON:
-        fields, image = await _json_object(request), None
+        fields, image = await json_object(request), None
     else:
         raise ApiError(
             415,
@@ -53,7 +53,7 @@ async def search_query(request: Request, config: ServeConfig, about: Description
             f"send {JSON} or {MULTIPART}, not {kind or 'nothing'}",
             "content-type",
         )
-    body = _validated(SearchRequest, fields)
+    body = validated(SearchRequest, fields)
     if body.image is not None:
         image = _from_base64(body.image, config)
     if image is not None:
@@ -79,14 +79,12 @@ def _wanted(body: SearchRequest, config: ServeConfig, about: Description) -> Que
         raise ApiError(422, "invalid_request", "no re-ranking is served here", "rerank")
     fusion = Fusion(body.text or "", body.hybrid.fusion, body.hybrid.weight) if body.hybrid else None
     try:
-        if body.filter:
-            parse_filter(body.filter)
         if body.rerank is not None:  # it excludes what words exclude
             Query(diversity=body.diversity, group_by=body.group_by, min_score=body.min_score, fusion=Fusion(""))
         return Query(
             k=body.k,
-            filter=body.filter or None,
-            effort=asked_effort(body.effort, about),
+            filter=checked_filter(body.filter),
+            effort=checked_effort(body, about),
             recall=body.recall,
             min_score=body.min_score,
             positive=tuple(body.positive),
@@ -101,18 +99,42 @@ def _wanted(body: SearchRequest, config: ServeConfig, about: Description) -> Que
         raise ApiError(422, "invalid_request", f"{error.what}{fix}", error.where) from error
 
 
-def asked_effort(given: SearchEffort | None, about: Description) -> Effort | None:
+class Widened(Protocol):
+    """A body that may say how wide to search."""
+
+    @property
+    def recall(self) -> float | None: ...  # noqa: D102
+
+    @property
+    def effort(self) -> SearchEffort | None: ...  # noqa: D102
+
+
+def checked_effort(body: Widened, about: Description) -> Effort | None:
     """How wide a request wants to search, what it leaves out being the index's own; None if it does not say."""
-    parts = given.model_dump(exclude_none=True) if given else {}
-    return Effort(**{**about.effort, **parts}) if parts else None
+    if body.effort is None:
+        return None
+    if body.recall is not None:
+        raise ApiError(422, "invalid_request", "give effort or recall, not both", "effort")
+    return Effort(**{**about.effort, **body.effort.model_dump(exclude_none=True)})
+
+
+def checked_filter(filter: Filter | None) -> Filter | None:
+    """The filter if it is well formed; None for none and for one that everything passes. Raises ApiError."""
+    try:
+        if filter:
+            parse_filter(filter)
+    except FilterError as error:
+        fix = f"; {error.fix}" if error.fix else ""
+        raise ApiError(422, "invalid_request", f"{error.what}{fix}", error.where) from error
+    return filter or None
 
 
 async def embeddings_request(request: Request, config: ServeConfig) -> tuple[EmbeddingsRequest, list[str]]:
     """The body of POST /v1/embeddings and its texts. Raises ApiError."""
-    kind = _content_type(request)
+    kind = content_type(request)
     if kind != JSON:
         raise ApiError(415, "unsupported_media_type", f"send {JSON}, not {kind or 'nothing'}", "content-type")
-    fields = await _json_object(request)
+    fields = await json_object(request)
     given = fields.get("input")
     if isinstance(given, list) and given and all(isinstance(item, int | list) for item in given):
         raise ApiError(
@@ -121,7 +143,7 @@ async def embeddings_request(request: Request, config: ServeConfig) -> tuple[Emb
             "token arrays are not taken, because tokens differ between models: send text",
             "input",
         )
-    body = _validated(EmbeddingsRequest, fields)
+    body = validated(EmbeddingsRequest, fields)
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
         raise ApiError(400, "invalid_request", "give at least one text", "input")
@@ -135,9 +157,9 @@ async def embeddings_request(request: Request, config: ServeConfig) -> tuple[Emb
 def check_text(text: str, field: str, config: ServeConfig) -> None:
     """Raises ApiError for a text that is blank or too long."""
     if len(text) > config.max_text_chars:
-        raise ApiError(
-            413, "too_large", f"the text has {len(text):,} characters, over {config.max_text_chars:,}", field
-        )
+        # Not 413: that is for bodies, and this is a limit that the schema has.
+        told = f"the text has {len(text):,} characters, over {config.max_text_chars:,}"
+        raise ApiError(422, "invalid_request", told, field)
     if not text.strip():
         raise ApiError(422, "invalid_request", "the text is empty", field)
 
@@ -148,11 +170,13 @@ def check_image_size(size: int, config: ServeConfig) -> None:
         raise ApiError(413, "too_large", f"the image has {size:,} bytes, over {config.image.max_bytes:,}", "image")
 
 
-def _content_type(request: Request) -> str:
+def content_type(request: Request) -> str:
+    """The media type of the body, without parameters."""
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-async def _json_object(request: Request) -> dict[str, Any]:
+async def json_object(request: Request) -> dict[str, Any]:
+    """The JSON object in the body. Raises ApiError."""
     try:
         # orjson and not json: NaN, Infinity, 1e400 and lone surrogates are errors here, not later.
         document = orjson.loads(await request.body())
@@ -211,7 +235,8 @@ def _from_base64(text: str, config: ServeConfig) -> bytes:
         raise ApiError(422, "invalid_request", f"the image is not base64: {error}", "image") from error
 
 
-def _validated(model: type[M], fields: dict[str, Any]) -> M:
+def validated(model: type[M], fields: dict[str, Any]) -> M:
+    """The request in `fields`. Raises ApiError naming the first field that is wrong."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -2,13 +2,17 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -18,14 +22,17 @@ from rayemb.index import Effort, Filter, Hits, Manifest, Query, QueryError, merg
 from rayemb.index.placement import Router
 from rayemb.index.shard import open_embeddings, take_vectors
 from rayemb.models import ImageError
-from rayemb.serve.engine import Description, Found, Vectors, describe, shard_names
+from rayemb.serve.engine import Description, Found, FoundIds, Vectors, describe, shard_names
 from rayemb.serve.errors import EngineUnavailable
+from rayemb.serve.limits import remaining
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # Ids whose row is known from an answer: their pictures are asked for next.
 _KNOWN_IDS = 50_000
+# Of a client's own deadline, the rest being for the merge and the answer.
+_SHARE_OF_CLIENT = 0.9
 
 
 class Breaker:
@@ -106,41 +113,43 @@ class SpreadEngine:
     ) -> Found:
         """The k best of the shards that answered in time; the others are named."""
         chosen = self._manifest.chosen_effort(effort, recall)
-        asked = self._router.all
-        if self._router.routes and not filter:
-            loop = asyncio.get_running_loop()
-            asked = await loop.run_in_executor(self._pool, self._router.shards, vectors, chosen.nprobe)
-        return await self._best(asked, k, "search", vectors, k, filter, chosen)
+        wanted = await self._holders(vectors, filter, chosen)
+        return self._best(k, *await self._ask_all(wanted, "search", vectors, k, filter, chosen))
+
+    async def search_ids(
+        self,
+        vectors: Vectors,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> FoundIds:
+        """The k best of the shards that answered in time, ids and scores alone; the others are named."""
+        chosen = self._manifest.chosen_effort(effort, recall)
+        wanted = await self._holders(vectors, filter, chosen)
+        found, missing = await self._ask_all(wanted, "search_ids", vectors, k, filter, chosen)
+        scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
+        all_keys = np.concatenate([answer[1].reshape(-1) for answer in found])
+        order = np.argsort(all_keys, kind="stable")
+        at = np.searchsorted(all_keys[order], keys.reshape(-1)).clip(max=max(len(order) - 1, 0))
+        ids = pa.concat_arrays([answer[2] for answer in found])
+        ids = ids.take(pa.array(order[at], mask=keys.reshape(-1) < 0))
+        return FoundIds(scores, ids, missing, tuple(answer[3] for answer in found))
 
     async def words(self, text: str, k: int, filter: Filter | None = None) -> Found:
         """The k best by BM25 of the shards that answered in time; the others are named."""
-        return await self._best(self._router.all, k, "words", text, k, filter)
+        return self._best(k, *await self._ask_all(self._router.all, "words", text, k, filter))
 
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind: composed here, in a thread, of searches of the shards."""
         loop = asyncio.get_running_loop()
         source = _Shards(self, loop)
-        hits = await loop.run_in_executor(self._composers, queries.answer, source, vector, query)
+        # In this request's context, which has its deadline.
+        answer = partial(copy_context().run, queries.answer, source, vector, query)
+        hits = await loop.run_in_executor(self._composers, answer)
         kept = {int(key): source.rows[int(key)] for key in hits.keys.flat}
         return Found(hits.scores, hits.keys, kept, sorted(source.missing), hits.strategies)
-
-    async def _best(self, wanted: Sequence[int], k: int, method: str, *args: Any) -> Found:
-        """The k best of what a method of the `wanted` shards gives."""
-        asked = [number for number in wanted if self._breakers[number].allows()]
-        answers = await asyncio.gather(*(self._ask(number, method, *args) for number in asked))
-        found = [answer for answer in answers if answer is not None]
-        for answer in found:
-            if isinstance(answer, QueryError):
-                raise answer
-        if not found:
-            raise EngineUnavailable("no shard of the index answers", fix="try again in some seconds")
-        scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
-        rows = {key: row for answer in found for key, row in answer[2].items()}
-        kept = {int(key) for key in keys.flat if key >= 0}
-        self._remember({key: rows[key] for key in kept})
-        answered = {number for number, answer in zip(asked, answers, strict=True) if answer is not None}
-        missing = [self._names[number] for number in wanted if number not in answered]
-        return Found(scores, keys, rows, missing, tuple(answer[3] for answer in found))
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none. EngineUnavailable if that cannot be told."""
@@ -164,7 +173,7 @@ class SpreadEngine:
 
     async def _within(self, call: Awaitable[T]) -> T:
         # A call to a deployment without a live replica waits for ever; it does not raise.
-        return await asyncio.wait_for(call, self._deadline_s)
+        return await asyncio.wait_for(call, remaining(self._deadline_s))
 
     async def _embed(self, call: Awaitable[T]) -> T:
         try:
@@ -173,12 +182,46 @@ class SpreadEngine:
             logger.warning("the embedder did not answer (%s)", type(error).__name__)
             raise EngineUnavailable("the embedder does not answer", fix="try again in some seconds") from error
 
+    async def _holders(self, vectors: Vectors, filter: Filter | None, effort: Effort) -> Sequence[int]:
+        """The shards that have what a search looks into; under a filter that may lie anywhere."""
+        if filter or not self._router.routes:
+            return self._router.all
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._router.shards, vectors, effort.nprobe)
+
+    async def _ask_all(self, wanted: Sequence[int], method: str, *args: Any) -> tuple[list[Any], list[str]]:
+        """What the `wanted` shards answered, and the names of those that did not.
+
+        Raises QueryError, or EngineUnavailable if none did.
+        """
+        asked = [number for number in wanted if self._breakers[number].allows()]
+        answers = await asyncio.gather(*(self._ask(number, method, *args) for number in asked))
+        found = [answer for answer in answers if answer is not None]
+        for answer in found:
+            if isinstance(answer, QueryError):
+                raise answer
+        if not found:
+            raise EngineUnavailable("no shard of the index answers", fix="try again in some seconds")
+        answered = {number for number, answer in zip(asked, answers, strict=True) if answer is not None}
+        return found, [self._names[number] for number in wanted if number not in answered]
+
+    def _best(self, k: int, found: list[Any], missing: list[str]) -> Found:
+        scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
+        rows = {key: row for answer in found for key, row in answer[2].items()}
+        kept = {int(key) for key in keys.flat if key >= 0}
+        self._remember({key: rows[key] for key in kept})
+        return Found(scores, keys, rows, missing, tuple(answer[3] for answer in found))
+
     async def _ask(self, number: int, method: str, *args: Any) -> Any:
+        # A client with less time left than that gets what there is by then: a part rather than nothing.
+        left = remaining(math.inf) * _SHARE_OF_CLIENT
         try:
-            answer = await self._within(getattr(self._shards[number], method).remote(*args))
+            call = getattr(self._shards[number], method).remote(*args)
+            answer = await asyncio.wait_for(call, min(self._deadline_s, left))
         except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
             logger.warning("%s did not answer (%s)", self._names[number], type(error).__name__)
-            self._breakers[number].report(False)
+            if not isinstance(error, TimeoutError) or left >= self._deadline_s:  # else it had no time to
+                self._breakers[number].report(False)
             return None
         self._breakers[number].report(True)
         return answer

@@ -111,6 +111,25 @@ def test_by_cell_a_query_asks_the_shards_of_the_lists_that_it_probes(tmp_path: P
         assert sorted(searched) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.02])
+def test_by_cell_a_filtered_search_finds_what_one_shard_finds(tmp_path: Path, share: float) -> None:
+    vectors, queries = random_vectors(3000, 8), random_vectors(40, 8, seed=5)
+    # What passes lies far from the queries: their own lists hold little of it.
+    far = (np.argsort(np.argsort(vectors @ queries[0])) / len(vectors)).tolist()
+    queries = np.ascontiguousarray(queries[np.argsort(-(queries @ queries[0]))[:15]])
+    table = write_table(tmp_path / "e", vectors, {"far": far})
+    _, exact = naive_search(vectors, queries, 10, [each < share for each in far])
+    found = {}
+    for by, shards in (("rows", 1), ("cell", 4)):
+        config = IndexConfig(factory="IVF48,SQ8", by=by, shards=shards, nprobe=6)
+        build_here(table, tmp_path / by, config)
+        with Index.open(str(tmp_path / by)) as index:
+            hits = index.search(queries, 10, {"far": {"lt": share}})
+            assert set(hits.strategies) <= {"selector", "exact"}
+            found[by] = sum(len({*mine} & {*right}) for mine, right in zip(hits.keys.tolist(), exact, strict=True))
+    assert found["cell"] >= 0.97 * found["rows"] >= 0.8 * 150
+
+
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 6))
 def test_every_cell_has_a_shard_and_no_shard_has_much_more_than_its_share(sizes: list[int], shards: int) -> None:
     rows = np.array(sizes)

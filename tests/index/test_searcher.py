@@ -6,13 +6,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rayemb import storage
 from rayemb.index import Effort, Index, IndexArtefactError, IndexConfig, QueryError, build_index, load_manifest
 from rayemb.index import searcher as searcher_module
 
 from .conftest import ROWS, Built, payload_of
-from .tables import DIGEST, exact_vectors, naive_search, write_table
+from .tables import DIGEST, build_here, exact_vectors, naive_search, write_table
+
+
+@pytest.fixture(scope="module", params=["rows", "hash"])
+def opened(request: pytest.FixtureRequest, flat: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    uri = flat.uri
+    if request.param == "hash":
+        uri = str(tmp_path_factory.mktemp("hashed"))
+        build_here(flat.embeddings, uri, IndexConfig(factory="Flat", shards=3, by="hash"))
+    with Index.open(uri) as index:
+        yield index
 
 
 def test_three_shards_answer_as_a_naive_search_of_all_rows(flat: Built) -> None:
@@ -63,6 +75,12 @@ def test_payloads_come_in_the_order_of_the_keys(flat: Built) -> None:
         for wrong in (-1, ROWS):
             with pytest.raises(QueryError, match=f"no row {wrong}"):
                 index.payload([wrong])
+
+
+@given(st.lists(st.integers(-1, ROWS - 1), max_size=40))
+def test_ids_are_those_of_the_keys(opened: Index, keys: list[int]) -> None:
+    found = opened.ids(np.array(keys, np.int64).reshape(1, -1))
+    assert found.to_pylist() == [None if key < 0 else f"item-{key}" for key in keys]
 
 
 def test_images_and_keys_are_found_by_id(flat: Built) -> None:

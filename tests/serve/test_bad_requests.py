@@ -83,7 +83,7 @@ JSON_BODIES = [
     ('{"text": "a", "filter": {"size": true}}', 400, "filter.size"),
     ('{"text": "a", "filter": {"round": 1}}', 400, "filter.round"),
     ('{"text": "a", "filter": {"vector": 1}}', 400, "filter.vector"),
-    (json.dumps({"text": "x" * 101}), 413, "text"),
+    (json.dumps({"text": "x" * 101}), 422, "text"),
     (json.dumps({"text": "x" * 200_000}), 413, "body"),
     ('{"image": ""}', 422, "image"),
     ('{"image": "!!!"}', 422, "image"),
@@ -118,7 +118,7 @@ FORMS: list[tuple[dict[str, Any], int, str]] = [
     ({"data": {"text": "a", "filter": '{"area": NaN}'}}, 400, "filter"),
     ({"data": {"text": "a", "filter": "[1]"}}, 422, "filter"),
     ({"data": {"text": "a", "filter": '{"nosuch": 1}'}}, 400, "filter.nosuch"),
-    ({"data": {"text": "x" * 101}}, 413, "text"),
+    ({"data": {"text": "x" * 101}}, 422, "text"),
     ({"data": {"text": "a", "image": "not a file"}}, 422, "image"),
     ({"files": {"text": ("a.txt", b"a")}}, 422, "text"),
     ({"files": {"picture": ("a.png", PNG)}}, 422, "picture"),
@@ -196,7 +196,7 @@ def test_no_document_makes_it_fail(http: TestClient, document: Any) -> None:
 class Broken(LocalEngine):
     """A real engine whose search fails with what nobody foresaw."""
 
-    async def search(self, vectors: Any, k: int, filter: Any) -> Found:
+    async def search(self, vectors: Any, k: int, filter: Any = None, **width: Any) -> Found:
         raise RuntimeError("secret: /somewhere/inside")
 
 
@@ -220,7 +220,7 @@ class Slow:
         self.go = threading.Event()
 
     def describe(self) -> Description:
-        return Description("v", "d" * 64, 1, 2, "inner_product", "Flat", {}, [], [], {}, False)
+        return Description("v", "d" * 64, 1, 2, "inner_product", "Flat", {}, {}, [], None, [], [], {}, False)
 
     async def embed_texts(self, texts: Sequence[str]) -> tuple[Any, int]:
         while not self.go.is_set():
@@ -230,7 +230,7 @@ class Slow:
     async def embed_images(self, images: Sequence[bytes]) -> Any:
         raise NotImplementedError
 
-    async def search(self, vectors: Any, k: int, filter: Mapping[str, Any] | None) -> Found:
+    async def search(self, vectors: Any, k: int, filter: Mapping[str, Any] | None = None, **width: Any) -> Found:
         return Found(np.array([[1.0]], np.float32), np.array([[0]]), {0: {"id": "a"}})
 
     async def image(self, item: str) -> bytes | None:

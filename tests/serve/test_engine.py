@@ -18,6 +18,7 @@ from rayemb.serve.config import ServeConfig
 from rayemb.serve.deploy import Embedder, ShardServer
 from rayemb.serve.engine import LocalEngine
 from rayemb.serve.errors import EngineUnavailable
+from rayemb.serve.limits import set_deadline
 from rayemb.serve.spread import Breaker, SpreadEngine
 from tests.serve.conftest import World, draw
 
@@ -159,6 +160,10 @@ def test_spread_equals_local(world: World, local: LocalEngine) -> None:
             np.testing.assert_allclose(one.scores, two.scores, atol=1e-6)
             assert {key: one.rows[key] for key in two.rows} == two.rows
             assert one.missing_shards == []
+            ids = [await engine.search_ids(ours, 20, condition) for engine in (spread, local)]
+            expected = [two.rows[key]["id"] if key >= 0 else None for key in two.keys.reshape(-1).tolist()]
+            assert [found.ids.to_pylist() for found in ids] == [expected, expected]
+            np.testing.assert_array_equal(ids[0].scores, one.scores)
         # By an id that a search has shown, and by one that none has.
         for number in (int(one.keys.max()), 3, 58):
             assert await spread.image(world.rows[number]["id"]) == world.images[number]
@@ -234,6 +239,25 @@ def test_a_dead_shard_is_named_within_the_deadline_and_then_not_waited_for(world
         spread.embedder.dead = True
         with pytest.raises(EngineUnavailable, match="embedder"):
             await engine.embed_texts(["a"])
+
+    asyncio.run(main())
+
+
+def test_a_client_that_waits_less_gets_a_part_and_no_shard_is_blamed(world: World) -> None:
+    async def main() -> None:
+        spread = Spread(world, deadline_s=5.0)
+        spread.shards[1].dead = True
+        started = time.perf_counter()
+        set_deadline(0.3)
+        found = await spread.engine.search_ids(world.vectors[:1], 60, None)
+        assert time.perf_counter() - started < 0.3  # in time for an answer
+        assert found.missing_shards == ["shard-1"]
+        assert {item for item in found.ids.to_pylist() if item} == {
+            row["id"] for row in world.rows[: load_manifest(world.index_uri).shards[1].start]
+        }
+        spread.shards[1].dead = False
+        set_deadline(5.0)
+        assert (await spread.engine.search(world.vectors[:1], 60, None)).missing_shards == []  # its breaker is shut
 
     asyncio.run(main())
 

@@ -191,12 +191,17 @@ def test_spread_shards_answer_as_those_of_one_process(
     assert mine["missing_shards"] == []
 
 
-def test_the_request_is_described_whole(http: TestClient) -> None:
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/search/batch"])
+def test_the_request_is_described_whole(http: TestClient, path: str) -> None:
     document = http.get("/openapi.json").json()
-    content = document["paths"]["/v1/search"]["post"]["requestBody"]["content"]
+    content = document["paths"][path]["post"]["requestBody"]["content"]
     schema = {**content["application/json"]["schema"], "components": document["components"]}
+    query = {"text": "a", "hybrid": {"weight": 0.3}} if path == "/v1/search" else {"texts": ["a"]}
     for condition, _ in FILTERS:
-        jsonschema.validate({"text": "a", "filter": condition, "hybrid": {"weight": 0.3}}, schema)
-    for wrong in ({"size": []}, {"size": {"eq": 1}}, {"size": {}}, {"or": []}, {"not": 5}):
+        jsonschema.validate({**query, "filter": condition, "effort": {"nprobe": 3}}, schema)
+    wrong = [{"size": []}, {"size": {"eq": 1}}, {"size": {}}, {"or": []}, {"not": 5}, {"not": {}}, {"nosuch": 5}]
+    wrong += [{"shape": {"gt": 5}}, {"shape": 5}, {"size": {"prefix": "a"}}, {"size": {"in": ["a"]}}, {"round": 1}]
+    for condition in wrong:
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({"text": "a", "filter": wrong}, schema)
+            jsonschema.validate({**query, "filter": condition}, schema)
+        assert http.post(path, json={**query, "filter": condition}).status_code in (400, 422)
