@@ -20,6 +20,7 @@ from rayemb.index.config import IndexConfig, PlanConfig
 from rayemb.index.effort import Effort
 from rayemb.index.errors import FilterError, IndexArtefactError, QueryError, UpdateError, UpdatesFullError
 from rayemb.index.filters import Filter
+from rayemb.index.live.compact import compact_index
 from rayemb.index.live.config import LiveConfig
 from rayemb.index.manifest import MANIFEST, CurvePoint, Manifest, Recall, ShardFile, load_manifest
 from rayemb.index.merge import merge
@@ -58,6 +59,7 @@ __all__ = [
     "VerifyReport",
     "View",
     "build_index",
+    "compact_index",
     "load_manifest",
     "measure",
     "measure_recall",

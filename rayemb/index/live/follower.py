@@ -120,7 +120,7 @@ class Follower:
         images: Sequence[bytes | None] | None = None,
     ) -> int:
         """As `Index.upsert`."""
-        return self._write(items.upserts(self.log.schema, ids, vectors, payload, images))
+        return self._write(items.upserts(self.log.schema, ids, vectors, payload, images, self.log.required))
 
     def delete(self, ids: Sequence[str]) -> int:
         """As `Index.delete`."""

@@ -4,12 +4,13 @@ Shape suffixes: N items, D dimensions.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from rayemb.data.embeddings import ID, IMAGE, VECTOR
@@ -30,11 +31,13 @@ def upserts(
     vectors: ArrayLike,
     payload: Sequence[Mapping[str, Any]] | None,
     images: Sequence[bytes | None] | None,
+    required: Collection[str] = (),
 ) -> pa.Table:
     """The rows of a log that put these N items in the place of whatever had their ids.
 
-    Vectors `(N, D)` are scaled to unit length. Fields that a payload leaves out are null; timestamps may be texts of
-    ISO 8601. Of items with the same id the last one counts. Raises UpdateError naming the first item that is wrong.
+    Vectors `(N, D)` are scaled to unit length. Fields that a payload leaves out are null, or an empty text where the
+    column is `required`; timestamps may be texts of ISO 8601. Of items with the same id the last one counts. Raises
+    UpdateError naming the first item that is wrong.
     """
     _check_ids(ids)
     dim = schema.field(VECTOR).type.list_size
@@ -60,7 +63,13 @@ def upserts(
     elif images is not None and any(image is not None for image in images):
         raise UpdateError("the embeddings keep no images", where="images", fix="embed with embed.images: true")
     for name in names:
-        columns[name] = _column([row.get(name) for row in payload], name, schema.field(name).type)
+        column = _column([row.get(name) for row in payload], name, schema.field(name).type)
+        if name in required and column.null_count:
+            if kind_of(column.type) != "string":
+                missing = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+                raise UpdateError("a value is required", where=f"items[{missing}].payload.{name}")
+            column = column.fill_null("")
+        columns[name] = column
     last = {row_id: i for i, row_id in enumerate(ids)}
     rows = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     return rows if len(last) == len(ids) else rows.take(sorted(last.values()))
@@ -118,7 +127,15 @@ def _column(values: list[Any], name: str, kind: pa.DataType) -> pa.Array:
         where = f"items[{i}].payload.{name}"
         checked.append(None if value is None else _value(value, what, where))
     try:
-        return pa.array(checked, kind)
+        column = pa.array(checked, kind)
+        if pa.types.is_floating(kind):
+            infinite = pc.is_inf(column.cast(pa.float64())).fill_null(False).to_numpy(zero_copy_only=False)
+            if infinite.any():
+                bad = int(np.argmax(infinite))
+                raise UpdateError(f"{_short(values[bad])} is beyond {kind}", where=f"items[{bad}].payload.{name}")
+        return column
+    except UpdateError:
+        raise
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         for i, value in enumerate(checked):
             try:
@@ -149,7 +166,7 @@ def _value(value: Any, kind: str, where: str) -> Any:
         "string": isinstance(value, str),
         "boolean": isinstance(value, bool),
         "integer": is_number and (isinstance(value, int) or value.is_integer()),
-        "number": is_number and math.isfinite(value),
+        "number": is_number and _is_finite(value),
         "timestamp": isinstance(value, date),
         "point": isinstance(value, Mapping) and set(value) == {"lat", "lon"},
     }
@@ -160,6 +177,13 @@ def _value(value: Any, kind: str, where: str) -> Any:
     if kind == "point":
         return {name: _value(each, "number", f"{where}.{name}") for name, each in value.items()}
     return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _short(value: object) -> str:

@@ -21,6 +21,10 @@ from rayemb.errors import RayembError
 from rayemb.index.errors import IndexArtefactError
 
 DELETED = "deleted"
+# In the metadata of embeddings: the version of the log whose updates they hold.
+UPDATES_KEY = "rayemb.updates"
+# Rows that are read at a time where not all are wanted at once.
+_BLOCK = 4096
 # Every commit leaves a list of all writes: the old ones go from time to time.
 _CLEANUP: Any = {"interval": 50, "older_than_seconds": 300}
 
@@ -45,6 +49,9 @@ class UpdateLog:
         """Raises IndexArtefactError if there is a log that does not fit the table."""
         self.uri = log_uri(embeddings.uri)
         self.schema = _schema(embeddings)
+        # Columns of the embeddings that take no null.
+        payload = embeddings.dataset.schema
+        self.required = {name for name in embeddings.payload_columns if not payload.field(name).nullable}
         self._dataset: Any = None
         self._open()
 
@@ -79,38 +86,40 @@ class UpdateLog:
 
         Raises IndexArtefactError if some of them were removed after a compaction, StorageError.
         """
-        self._renew()
-        if self._dataset is None or _version(self._dataset) <= since:
-            return []
+        return list(self.walk(since, self.version, columns))
+
+    def walk(self, since: int, until: int, columns: list[str] | None = None) -> Iterator[Write]:
+        """The writes after version `since` up to `until`, which was seen, in order. Raises as `read`."""
+        if self._dataset is None or until <= since:
+            return
+        fragments = {each.fragment_id: each for each in self._dataset.get_fragments()}
+        wanted = list(range(since, until))
+        if not all(number in fragments for number in wanted):
+            raise IndexArtefactError(
+                f"the updates after version {since} were compacted into a newer index",
+                where=self.uri,
+                fix="open the index again",
+            )
+        while wanted:
+            rows = np.cumsum([fragments[number].count_rows() for number in wanted[:_BLOCK]])
+            count = max(1, int(np.searchsorted(rows, _BLOCK, "right")))
+            yield from self._block([fragments[number] for number in wanted[:count]], columns)
+            wanted = wanted[count:]
+
+    def _block(self, fragments: list[Any], columns: list[str] | None) -> list[Write]:
         with _named(self.uri, "read"):
-            fragments = {each.fragment_id: each for each in self._dataset.get_fragments()}
-            wanted = [number for number in sorted(fragments) if number >= since]
-            if wanted != list(range(since, _version(self._dataset))):
-                raise IndexArtefactError(
-                    f"the updates after version {since} were compacted into a newer index",
-                    where=self.uri,
-                    fix="open the index again",
-                )
             scanner = self._dataset.scanner(
-                columns=columns or self.schema.names,
-                fragments=[fragments[number] for number in wanted],
-                with_row_address=True,
-                scan_in_order=True,
+                columns=columns or self.schema.names, fragments=fragments, with_row_address=True, scan_in_order=True
             )
             rows = scanner.to_table()
         at = rows.column("_rowaddr").to_numpy().astype(np.int64)
         order = np.argsort(at, kind="stable")
         ordered, numbers = rows.drop_columns("_rowaddr").take(order), at[order] >> 32
+        wanted = [each.fragment_id for each in fragments]
         starts = np.searchsorted(numbers, wanted)
         lengths = np.diff([*starts, len(numbers)])
         found = zip(wanted, starts.tolist(), lengths.tolist(), strict=True)
         return [Write(number + 1, ordered.slice(start, length)) for number, start, length in found]
-
-    def rows_since(self, version: int) -> int:
-        """About how many rows were written after `version`, as far as this object has seen."""
-        if self._dataset is None:
-            return 0
-        return sum(each.count_rows() for each in self._dataset.get_fragments() if each.fragment_id >= version)
 
     @property
     def version(self) -> int:
@@ -127,7 +136,8 @@ class UpdateLog:
     def image(self, address: int) -> bytes | None:
         """The image of the row at a `Write.addresses`. Raises StorageError."""
         with _named(self.uri, "read"):
-            found: bytes | None = self._dataset._take_rows([address], columns=[IMAGE]).column(0)[0].as_py()
+            rows = self._dataset.get_fragment(address >> 32).take([address & 0xFFFFFFFF], columns=[IMAGE])
+        found: bytes | None = rows.column(0)[0].as_py()
         return found
 
     def trim(self, version: int) -> None:
@@ -185,6 +195,15 @@ class UpdateLog:
 def log_uri(embeddings_uri: str) -> str:
     """Where the log of an embeddings table lies."""
     return storage.normalise(embeddings_uri).removesuffix(".lance") + ".updates.lance"
+
+
+def updates_in(embeddings: EmbeddingsTable) -> int:
+    """The version of the log whose updates a table holds: readers need those after it.
+
+    Of a table that was embedded anew since, all that is still in the log comes after it.
+    """
+    stamp = embeddings.metadata.get(UPDATES_KEY)
+    return UpdateLog(embeddings).start if stamp is None else int(stamp)
 
 
 def _schema(embeddings: EmbeddingsTable) -> pa.Schema:
