@@ -62,24 +62,25 @@ class UpdateLog:
         """
         import lance
 
-        options = storage.lance_options(self.uri)
+        # Lance makes a table anew where there is none any more, and would acknowledge a write to it.
+        self._renew()
         with _named(self.uri, "write"):
             if self._dataset is None:
                 try:
-                    made = lance.write_dataset(
-                        rows, self.uri, mode="create", storage_options=options, auto_cleanup_options=_CLEANUP
+                    self._dataset = lance.write_dataset(
+                        rows,
+                        self.uri,
+                        mode="create",
+                        storage_options=storage.lance_options(self.uri),
+                        auto_cleanup_options=_CLEANUP,
                     )
+                    return _version(self._dataset)
                 except OSError as error:
                     if "already exists" not in str(error):
                         raise
                     self._open()  # another writer was first
-                else:
-                    self._dataset = made
-                    return _version(made)
-            # No handle on the table, whose state may be an old one: each write starts from the newest.
-            made = lance.write_dataset(rows, self.uri, mode="append", storage_options=options)
-        self._dataset = made
-        return _version(made)
+            self._dataset = lance.write_dataset(rows, self._dataset, mode="append")
+        return _version(self._dataset)
 
     def read(self, since: int, columns: list[str] | None = None) -> list[Write]:
         """The writes after version `since`, in order; those of the newest version that there is.
