@@ -19,7 +19,7 @@ from rayemb.index.errors import IndexArtefactError, QueryError
 from rayemb.index.faiss_index import FaissShard, load_index, reason
 from rayemb.index.filters import Filter
 from rayemb.index.keys import Keys
-from rayemb.index.lexical import LexicalShard, mapped_table
+from rayemb.index.lexical import LexicalShard, mapped_table, postings
 from rayemb.index.manifest import File, Manifest, ShardFile
 from rayemb.index.merge import merge
 from rayemb.index.payload import Payload
@@ -252,6 +252,18 @@ def open_lexical(index_uri: str, manifest: Manifest, i: int) -> LexicalShard | N
         all_rows=manifest.embeddings.rows,
         length=built.length,
     )
+
+
+def open_terms(index_uri: str, manifest: Manifest) -> LexicalShard | None:
+    """What all shards' words have in common, as a shard without rows; None if the index was built without words.
+
+    Raises IndexArtefactError if the file is missing or altered.
+    """
+    built = manifest.words
+    if built is None:
+        return None
+    terms = mapped_table(verified_path(index_uri, built.terms))
+    return LexicalShard(postings([]), terms, rows=0, all_rows=manifest.embeddings.rows, length=built.length)
 
 
 def open_keys(index_uri: str, info: ShardFile) -> Keys:

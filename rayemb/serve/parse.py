@@ -37,6 +37,7 @@ class Search:
     image: bytes | None
     wanted: Query
     rerank: int | None = None
+    at_least: int | None = None
 
 
 async def search_query(request: Request, config: ServeConfig, about: Description) -> Search:
@@ -64,7 +65,7 @@ async def search_query(request: Request, config: ServeConfig, about: Description
         raise ApiError(422, "invalid_request", "give text, image, both, or positive", "text, image")
     if body.text is not None:
         check_text(body.text, "text", config)
-    return Search(body.text, image, _wanted(body, config, about), body.rerank)
+    return Search(body.text, image, _wanted(body, config, about), body.rerank, body.at_least)
 
 
 def _wanted(body: SearchRequest, config: ServeConfig, about: Description) -> Query:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from rayemb.data.embeddings import ID, IMAGE, EmbeddingsTable
 from rayemb.index.errors import QueryError, UpdatesFullError
+from rayemb.index.lexical import LexicalShard
 from rayemb.index.live import items
 from rayemb.index.live.config import LiveConfig
 from rayemb.index.live.delta import Delta
@@ -35,29 +36,46 @@ class State:
         """The key of the row with this id, if it is there."""
         return self._follower.key(row_id, self.version, self.rows)
 
+    def touched(self, row_id: str) -> bool:
+        """Whether an item with this id was written or removed since the index was built."""
+        return self._follower.touched(row_id, self.version)
+
 
 class Follower:
     """Follows the log from the version that the index holds on. Threads may share it.
 
     Args:
-        shards: the shards of the index that are here: all, or those whose tombstones are wanted.
+        shards: the shards of the index that are here: all of them, those whose tombstones are wanted, or none.
+        rows: whether the new rows are held too, or the tombstones alone.
     """
 
     def __init__(
-        self, manifest: Manifest, embeddings: EmbeddingsTable, shards: Sequence[Shard], config: LiveConfig | None = None
+        self,
+        manifest: Manifest,
+        embeddings: EmbeddingsTable,
+        shards: Sequence[Shard],
+        config: LiveConfig | None = None,
+        *,
+        lexical: LexicalShard | None = None,
+        rows: bool = True,
     ) -> None:
-        """Reads what there is. Raises IndexArtefactError if the log does not belong to the embeddings, StorageError."""
+        """`lexical`: the lexical half of a shard of the index; default: of the first one here.
+
+        Reads what there is. Raises IndexArtefactError if the log does not belong to the embeddings, StorageError."""
         self.config = config or LiveConfig()
         self.log = UpdateLog(embeddings)
         self.since = self._version = manifest.updates
         self._shards = list(shards)
         self._tombstones = [Tombstones(shard.rows) for shard in shards]
-        lexical = self._shards[0].lexical if self._shards else None
+        names = [name for name in self.log.schema.names if name != IMAGE]
+        self._names, self._holds_rows = names if rows else [ID, DELETED], rows
+        lexical = self._shards[0].lexical if self._shards else lexical
         words = (manifest.words.column, lexical) if manifest.words and lexical else None
         self._delta = Delta(embeddings, manifest.embeddings.rows, manifest.effort, words)
         self._first_key = manifest.embeddings.rows
-        # The numbers in the delta of every id that was written, in order.
+        # The numbers in the delta of every id that was written, in order, and the version that first named it.
         self._numbers: dict[str, list[int]] = {}
+        self._first: dict[str, int] = {}
         self._addresses: list[int] = []
         self._updates = 0
         self._state: State | None = None
@@ -88,8 +106,7 @@ class Follower:
         if at_least is not None and at_least <= self._version:
             return self._version
         with self._io:
-            names = [name for name in self.log.schema.names if name != IMAGE]
-            writes = self.log.read(self._version, names)
+            writes = self.log.read(self._version, self._names)
             with self._lock:
                 for write in writes:
                     self._apply(write)
@@ -137,6 +154,10 @@ class Follower:
                 return shard.key(row_id)
         return None
 
+    def touched(self, row_id: str, version: int) -> bool:
+        """Whether an item with this id was written or removed since the index was built, up to `version`."""
+        return self._first.get(row_id, version + 1) <= version
+
     def image(self, key: int) -> bytes | None:
         """The image of a row of the delta. Raises StorageError."""
         with self._io:
@@ -162,13 +183,14 @@ class Follower:
             numbers = self._numbers.get(row_id)
             if numbers is None:
                 numbers = self._numbers[row_id] = []
+                self._first[row_id] = version
                 for shard, tombstones in zip(self._shards, self._tombstones, strict=True):
                     position = shard.payload.position(row_id)
                     if position is not None:
                         tombstones.add(position, version)
             if numbers:
                 self._delta.remove(numbers[-1], version)
-            if not is_deleted:
+            if not is_deleted and self._holds_rows:
                 numbers.append(kept)
                 self._addresses.append(address)
                 kept += 1
