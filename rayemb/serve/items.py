@@ -1,5 +1,6 @@
 """POST /v1/items, /v1/items/delete, /v1/items/get: what a collection holds, changed while it is searched."""
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from starlette.responses import Response
 
 from rayemb.index import IndexArtefactError, UpdateError, UpdatesFullError
 from rayemb.index.live.items import MAX_ID_BYTES
+from rayemb.models import ImageError
 from rayemb.serve.api import Strict
 from rayemb.serve.batch import checked_vectors
 from rayemb.serve.config import ServeConfig
@@ -157,8 +159,16 @@ class Items:
         texts = [i for i, item in enumerate(body.items) if item.text is not None]
         if texts:
             found[texts] = await engine.embed_documents([body.items[i].text or "" for i in texts])
-        if images:
-            found[list(images)] = await engine.embed_images(list(images.values()))
+        # One by one, so that it is known which one is no picture; the encoder takes them together all the same.
+        calls = [engine.embed_images([image]) for image in images.values()]
+        for i, result in zip(images, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            if isinstance(result, ImageError):
+                status = 413 if result.reason == "too_large" else 422
+                kind = "too_large" if status == 413 else "invalid_image"
+                raise ApiError(status, kind, result.what, f"items.{i}.image") from result
+            if isinstance(result, BaseException):
+                raise result
+            found[i] = result[0]
         return found
 
     def _ids(self, ids: list[str]) -> list[str]:
