@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -37,7 +38,7 @@ class Found:
     """What a search gave: `scores` `(n, k)` float32 and `keys` `(n, k)` int64, padded with -inf and -1.
 
     `rows` has id and payload of every key in `keys` (-1 apart); `strategies` and `updates` are those of
-    `rayemb.index.Hits`.
+    `rayemb.index.Hits`; `index_version`: of the index that answered, where it is not the only one of its engine.
     """
 
     scores: Vectors
@@ -46,6 +47,7 @@ class Found:
     missing_shards: list[str] = field(default_factory=list)
     strategies: Sequence[str] = ()
     updates: int | None = None
+    index_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ class FoundIds:
     missing_shards: list[str] = field(default_factory=list)
     strategies: Sequence[str] = ()
     updates: int | None = None
+    index_version: str = ""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is served; constant for the life of an engine."""
+    """What is served."""
 
     index_version: str
     model_digest: str
@@ -275,13 +278,17 @@ class LocalEngine:
         config = config or ServeConfig()
         use_threads(config.threads)
         model = Model.load(model_uri)
-        live = LiveConfig(max_rows=config.max_updates) if config.live else False
-        self._index = Index.open(index_uri, model_digest=model.digest, live=live)
-        self._following = Following(self._index.live, config.follow_s) if config.live else None
+        self._uri, self._digest = index_uri, model.digest
+        self._live = LiveConfig(max_rows=config.max_updates) if config.live else False
+        self._index = Index.open(index_uri, model_digest=model.digest, live=self._live)
         self._description = describe(self._index.manifest, self._index.embeddings)
         # The number of OpenMP threads belongs to each thread: set it in every one that computes.
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
         self._encoder = Encoder(model, config, self._pool, searched=self._index.embeddings.what)
+        # Of writes and of the change to another index: what one acknowledged, the other has.
+        self._writing = threading.Lock()
+        if config.live:
+            Following(self, config.follow_s)
 
     def describe(self) -> Description:
         """What is served."""
@@ -305,18 +312,20 @@ class LocalEngine:
         recall: float | None = None,
     ) -> Found:
         """The k best of all shards, with their payloads."""
+        index = self._index
         return await self._run(
-            lambda: self._found(self._index.search(vectors, k, filter, effort=effort, recall=recall))
+            lambda: self._found(index, index.search(vectors, k, filter, effort=effort, recall=recall))
         )
 
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind."""
-        return await self._run(lambda: self._found(self._index.query(vector, query)))
+        index = self._index
+        return await self._run(lambda: self._found(index, index.query(vector, query)))
 
-    def _found(self, hits: Hits) -> Found:
+    def _found(self, index: Index, hits: Hits) -> Found:
         keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
-        rows = dict(zip(keys, self._index.payload(keys), strict=True))
-        return Found(hits.scores, hits.keys, rows, strategies=hits.strategies, updates=hits.updates)
+        rows = dict(zip(keys, index.payload(keys), strict=True))
+        return Found(hits.scores, hits.keys, rows, [], hits.strategies, hits.updates, index.version)
 
     async def search_ids(
         self,
@@ -330,8 +339,9 @@ class LocalEngine:
         """The k best of all shards: ids and scores."""
 
         def found() -> FoundIds:
-            hits = self._index.search(vectors, k, filter, effort=effort, recall=recall)
-            return FoundIds(hits.scores, self._index.ids(hits.keys), [], hits.strategies, hits.updates)
+            index = self._index
+            hits = index.search(vectors, k, filter, effort=effort, recall=recall)
+            return FoundIds(hits.scores, index.ids(hits.keys), [], hits.strategies, hits.updates, index.version)
 
         return await self._run(found)
 
@@ -351,6 +361,20 @@ class LocalEngine:
         """Takes in what others wrote."""
         return await self._run(self._index.refresh, at_least)
 
+    def catch_up(self) -> None:
+        """Takes in what others wrote, and opens the index that was published instead of this one, if there is one.
+
+        A compaction publishes one. What is asked now is answered by the old one to its end. Raises RayembError.
+        """
+        if load_manifest(self._uri).version == self._index.version:
+            self._index.refresh()
+            return
+        index = Index.open(self._uri, model_digest=self._digest, live=self._live)
+        with self._writing:
+            index.refresh()
+            self._index, self._description = index, describe(index.manifest, index.embeddings)
+        logger.info("serving index %s from now on", index.version)
+
     async def upsert(
         self,
         ids: Sequence[str],
@@ -359,15 +383,21 @@ class LocalEngine:
         images: Sequence[bytes | None] | None,
     ) -> int:
         """Durable, and found from now on."""
-        return await self._run(self._index.upsert, ids, vectors, payload, images)
+
+        def written() -> int:
+            with self._writing:
+                return self._index.upsert(ids, vectors, payload, images)
+
+        return await self._run(written)
 
     async def delete(self, ids: Sequence[str]) -> tuple[int, int]:
         """How many there were, and the version without them."""
 
         def deleted() -> tuple[int, int]:
-            view = self._index.view()
-            there = sum(view.key(each) is not None for each in dict.fromkeys(ids))
-            return there, self._index.delete(ids)
+            with self._writing:
+                view = self._index.view()
+                there = sum(view.key(each) is not None for each in dict.fromkeys(ids))
+                return there, self._index.delete(ids)
 
         return await self._run(deleted)
 

@@ -99,7 +99,7 @@ class Gateway:
     def __init__(
         self, engine: Engine, description: Description, config: ServeConfig, replica: str, tracer: Tracer | None
     ) -> None:
-        self.engine, self.description, self.config = engine, description, config
+        self.engine, self.config, self._described = engine, config, description
         self.metrics = Metrics(description.index_version, description.model_digest, description.rows, replica)
         if config.live:
             self.metrics.follow(engine.updates)
@@ -111,6 +111,15 @@ class Gateway:
             from rayemb.mining import CrossEncoder  # with Ray Data: not for gateways without one
 
             self._reranker = CrossEncoder(config.reranker)
+
+    @property
+    def description(self) -> Description:
+        """What is served now: an engine may go over to a newer index."""
+        about = self.engine.describe()
+        if about is not self._described:
+            self._described = about
+            self.metrics.serve(about.index_version, about.model_digest, about.rows)
+        return about
 
     async def search(self, request: Request) -> Response:
         """The items closest to a text, an image, the mean of both, or examples."""
@@ -288,7 +297,7 @@ class Gateway:
         """What every answer to a search says beside its hits."""
         timings = {"embed": embed.seconds, "search": search.seconds, "total": total_s}
         return {
-            "index_version": self.description.index_version,
+            "index_version": found.index_version or self.description.index_version,
             "model_digest": self.description.model_digest,
             "partial": bool(found.missing_shards),
             "missing_shards": found.missing_shards,

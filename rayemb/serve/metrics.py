@@ -38,12 +38,19 @@ class Metrics:
         self.in_progress = Gauge("rayemb_in_progress", "Requests worked on", registry=self.registry)
         self.waiting = Gauge("rayemb_waiting", "Requests that wait for a place", registry=self.registry)
         self.buffered = Gauge("rayemb_buffered_bytes", "Bodies held in memory", registry=self.registry)
-        served = Gauge("rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry)
-        served.labels(index_version, model_digest).set(rows)
+        self._served = Gauge(
+            "rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry
+        )
+        self.serve(index_version, model_digest, rows)
         # From the start, at 0: an alert on a rate sees the first event too.
         self.stages = {stage: self.seconds.labels(stage) for stage in STAGES}
         for reason in REFUSALS:
             self.refused.labels(reason)
+
+    def serve(self, index_version: str, model_digest: str, rows: int) -> None:
+        """Shows what is served, instead of what was."""
+        self._served.clear()
+        self._served.labels(index_version, model_digest).set(rows)
 
     def follow(self, updates: Callable[[], tuple[int, int]]) -> None:
         """Shows the live updates: `updates` gives their version, and how many wait to be compacted."""

@@ -110,7 +110,7 @@ class SpreadEngine:
         if config.live:
             limits = LiveConfig(max_rows=config.max_updates)
             self._follower = Follower(manifest, self._table, [], limits, lexical=open_terms(index_uri, manifest))
-            self._following = Following(self._follower, config.follow_s)
+            Following(self, config.follow_s)
         self._known: OrderedDict[str, int] = OrderedDict()
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="rayemb-pictures")
         # Threads that wait for shards, apart from those that read the table.
@@ -228,6 +228,10 @@ class SpreadEngine:
     async def refresh(self, at_least: int | None = None) -> int:
         """Takes in what others wrote."""
         return await self._in_thread(self._live.refresh, at_least)
+
+    def catch_up(self) -> None:
+        """Takes in what others wrote. Raises RayembError."""
+        self._live.refresh()
 
     async def upsert(
         self,

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from rayemb.data.embeddings import EmbeddingsTable
 from rayemb.index import IndexConfig, load_manifest
-from rayemb.index.live.log import log_uri
+from rayemb.index.live.compact import fold
+from rayemb.index.live.log import log_uri, updates_in
+from rayemb.index.manifest import publish_manifest
 from rayemb.models import ImageLimits, Model
 from rayemb.serve import AsyncClient, Client
 from rayemb.serve.client import Item
@@ -65,14 +68,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
     model.save(str(folder / "model"))
     payload = {"text": texts, "colour": [colour for colour, _ in rows], "size": [60] * len(rows)}
     vectors, digest = model.embed_images(images), str(model.digest)
-    write_table(folder / "embeddings.lance", vectors, payload, ids=texts, images=images, digest=digest)
+    write_table(folder / "first.lance", vectors, payload, ids=texts, images=images, digest=digest)
     return Place(folder, Model.load(str(folder / "model")))
 
 
 @pytest.fixture
 def place(made: Place) -> Place:
-    shutil.rmtree(made.log, ignore_errors=True)
-    shutil.rmtree(made.folder / "index", ignore_errors=True)
+    for name in ("index", "embeddings.lance", "embeddings.updates.lance"):
+        shutil.rmtree(made.folder / name, ignore_errors=True)
+    shutil.copytree(made.folder / "first.lance", made.folder / "embeddings.lance")
     manifest = build_here(
         str(made.folder / "embeddings.lance"),
         made.folder / "index",
@@ -217,6 +221,36 @@ def test_a_full_log_and_a_store_that_went_away_refuse_writes_and_answer_searches
         assert search(http, "red star") == before
         (place.folder / "away").rename(place.log)
         assert http.post("/v1/items/delete", json={"ids": ["a"]}).json()["deleted"] == 1
+
+
+def test_a_compacted_index_is_taken_over_and_nothing_is_missed(place: Place) -> None:
+    engine = place.engine("together")
+    assert isinstance(engine, LocalEngine)
+    with TestClient(create_app(engine, CONFIG)) as http:
+        upsert(http, {"id": "a", "text": "red star"}, {"id": "blue star", "text": "pink moon"})
+        before = http.post("/v1/search", json={"text": "red star", "k": 50}).json()
+        table = fold(EmbeddingsTable.open(str(place.folder / "embeddings.lance")))
+        upsert(http, {"id": "meanwhile", "text": "red star"})
+        uri = str(place.folder / "index")
+        manifest = build_here(table.uri, uri, IndexConfig(factory="Flat", shards=2, words="text"))
+        published = publish_manifest(
+            uri, manifest.model_copy(update={"updates": updates_in(table), "model_digest": str(place.model.digest)})
+        )
+        upsert(http, {"id": "later", "text": "red star"})
+        engine.catch_up()
+        after = http.post("/v1/search", json={"text": "red star", "k": 50}).json()
+        assert after["index_version"] == published.version != before["index_version"]
+        assert after["updates"] == 3
+        new = {"meanwhile", "later"}
+        ids = [hit["id"] for hit in after["hits"]]
+        assert new < set(ids)
+        assert [each for each in ids if each not in new] == [hit["id"] for hit in before["hits"]]
+        assert upsert(http, {"id": "more", "text": "x"})["index_version"] == published.version
+        assert http.get("/v1/index").json()["rows"] == len(COLOURS) * len(SHAPES) + 1
+        metrics = http.get("/metrics").text
+        assert "rayemb_updates 3.0" in metrics
+        assert f'index_version="{published.version}"' in metrics
+        assert before["index_version"] not in metrics
 
 
 def test_only_keys_that_may_write_write(place: Place, tmp_path: Path) -> None:
