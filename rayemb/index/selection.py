@@ -61,6 +61,11 @@ class Selection:
         """Bool `(R,)`."""
         return np.unpackbits(self._bits, count=self.rows, bitorder="little").view(np.bool_)
 
+    def has(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the rows at `positions` pass, any shape, without a look at the others."""
+        found: NDArray[np.bool_] = (self._bits[positions >> 3] >> (positions & 7).astype(np.uint8)) & 1 == 1
+        return found
+
     @cached_property
     def positions(self) -> NDArray[np.int64]:
         """Positions of the rows that pass, ascending."""

@@ -108,14 +108,13 @@ class FilteredSearch:
         shard, gone = self.shard, self.shard.rows - alive.count
         if 2 * gone > shard.rows and shard.takes_selector and not shard.is_graph:
             return shard.search(x_ND, places, effort, alive.selector)
-        mask = alive.mask()
         fetched = places + min(gone, 8 + int(_OVERFETCH * places * gone / max(1, alive.count)))
         found_scores, found = np.empty((len(x_ND), places), np.float32), np.empty((len(x_ND), places), np.int64)
         left = np.arange(len(x_ND))
         while True:
             fetched = min(fetched, shard.rows)
             scores, positions = shard.search(x_ND[left], fetched, effort)
-            passes = (positions >= 0) & mask[np.maximum(positions, 0)]
+            passes = (positions >= 0) & alive.has(np.maximum(positions, 0))
             order = np.argsort(~passes, axis=1, kind="stable")[:, :places]
             kept = np.take_along_axis(passes, order, 1)
             found_scores[left] = np.where(kept, np.take_along_axis(scores, order, 1), np.float32(-np.inf))
