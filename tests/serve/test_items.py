@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ from tests.index.tables import build_here, write_table
 from tests.serve.conftest import COLOURS, SHAPES, draw, tiny_model
 from tests.serve.live import listening
 from tests.serve.test_engine import Handle
+from tests.serve.test_openapi import CHECKS
+from tests.serve.test_openapi import CONFIG as SCHEMATHESIS
 
 CONFIG = ServeConfig(
     live=True, max_k=50, max_batch=8, max_queries=16, follow_s=3600, image=ImageLimits(max_bytes=20_000)
@@ -297,3 +301,13 @@ def test_langchain_stores_and_deletes(place: Place) -> None:
         assert store.similarity_search("a purple whale", k=1)[0].id == name
         store.delete([name])
         assert store.get_by_ids([name]) == []
+
+
+def test_every_answer_about_items_is_as_described(place: Place, tmp_path: Path) -> None:
+    with listening(create_app(place.engine("together"), CONFIG)) as url:
+        program = str(Path(sys.executable).with_name("schemathesis"))
+        paths = "--include-path-regex=^/v1/items(/(delete|get))?$"
+        command = [program, f"--config-file={SCHEMATHESIS}", "run", *CHECKS, paths, f"{url}/openapi.json"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "No issues found" in done.stdout, done.stdout[-6000:]
