@@ -33,7 +33,7 @@ app = typer.Typer(
     help="Turn your own images and texts into search.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: build one, look at one.")
-index_app = typer.Typer(no_args_is_help=True, help="Indexes: plan one, build one, verify one.")
+index_app = typer.Typer(no_args_is_help=True, help="Indexes: plan one, build one, take updates in, verify one.")
 config_app = typer.Typer(no_args_is_help=True, help="Configs: the resolved one, and the schema.")
 
 
@@ -190,6 +190,12 @@ def index_plan(
 def index_verify(args: Args = None) -> None:
     """Check an index: checksums, rows, model, recall against exact search."""
     _stage("verify", args)
+
+
+@index_app.command("compact")
+def index_compact(args: Args = None) -> None:
+    """Take the live updates into the index, as its next version; searches and writes go on meanwhile."""
+    _stage("compact", args)
 
 
 @index_app.command("clusters")

@@ -62,6 +62,7 @@ def key_new(
     name: Annotated[str, typer.Argument(help="Whose key it is; logs and metrics show it.")],
     keys: Keys,
     collection: Annotated[list[str] | None, typer.Option(help="Only this collection; may be repeated.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="It may write and delete items.")] = False,
     per_second: Annotated[float | None, typer.Option(help="Requests a second, at each gateway replica.")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(min=1, help="Largest body of a request.")] = None,
 ) -> None:
@@ -72,6 +73,7 @@ def key_new(
         normalise(keys),
         name,
         collections=tuple(collection) if collection else None,
+        write=write,
         per_second=per_second,
         max_body_bytes=max_body_bytes,
     )
@@ -90,7 +92,7 @@ def key_list(keys: Keys, as_json: Annotated[bool, typer.Option("--json", help="A
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    names = ("name", "created", "revoked", "collections", "per_second", "max_body_bytes")
+    names = ("name", "created", "revoked", "collections", "write", "per_second", "max_body_bytes")
     table = Table(*names)
     for key in found:
         table.add_row(*("" if key[name] is None else str(key[name]) for name in names))

@@ -12,13 +12,16 @@ filters.py      the language of filters  strategy.py  how a shard answers under 
 selection.py    the rows that pass       stored.py    vectors that FAISS keeps
 lexical.py      BM25 beside the vectors  lexical_build.py  writing it
 queries.py      examples, diversity, groups, fusion, re-ranking
+view.py         what a query sees       live/        updates beside the index, compacted into it
 """
 
 from rayemb.index.build import build_index
 from rayemb.index.config import IndexConfig, PlanConfig
 from rayemb.index.effort import Effort
-from rayemb.index.errors import FilterError, IndexArtefactError, QueryError
+from rayemb.index.errors import FilterError, IndexArtefactError, QueryError, UpdateError, UpdatesFullError
 from rayemb.index.filters import Filter
+from rayemb.index.live.compact import compact_index
+from rayemb.index.live.config import LiveConfig
 from rayemb.index.manifest import MANIFEST, CurvePoint, Manifest, Recall, ShardFile, load_manifest
 from rayemb.index.merge import merge
 from rayemb.index.plan import Candidate, Plan, plan_index
@@ -26,6 +29,7 @@ from rayemb.index.queries import Fusion, Hits, Query, Rerank, Reranker
 from rayemb.index.searcher import Index
 from rayemb.index.shard import Shard
 from rayemb.index.verify import VerifyReport, measure, measure_recall, verify_index
+from rayemb.index.view import View
 
 __all__ = [
     "MANIFEST",
@@ -39,6 +43,7 @@ __all__ = [
     "Index",
     "IndexArtefactError",
     "IndexConfig",
+    "LiveConfig",
     "Manifest",
     "Plan",
     "PlanConfig",
@@ -49,8 +54,12 @@ __all__ = [
     "Reranker",
     "Shard",
     "ShardFile",
+    "UpdateError",
+    "UpdatesFullError",
     "VerifyReport",
+    "View",
     "build_index",
+    "compact_index",
     "load_manifest",
     "measure",
     "measure_recall",

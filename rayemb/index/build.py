@@ -20,6 +20,7 @@ from rayemb.index.config import AUTO, IndexConfig
 from rayemb.index.errors import IndexArtefactError
 from rayemb.index.faiss_index import make_index, rows_to_train
 from rayemb.index.ledger import Ledger, Placed, Terms, Trained, Worded, Written, fingerprint, folders, started
+from rayemb.index.live.log import updates_in
 from rayemb.index.manifest import (
     BuildFigures,
     EmbeddingsRef,
@@ -47,9 +48,11 @@ def build_index(
     config: IndexConfig,
     *,
     model_digest: str | None = None,
+    version: int | None = None,
+    trained: File | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Builds an index over the newest version of an embeddings table, publishes it, and gives its manifest.
+    """Builds an index over an embeddings table, publishes it, and gives its manifest.
 
     Needs a connected Ray. The corpus never passes through this process: tasks read their rows from the table
     and write their shards to `index_uri`, which every node must reach (S3 or a shared folder when there are
@@ -61,6 +64,8 @@ def build_index(
 
     Args:
         model_digest: the digest that the table must carry; default: whatever it carries.
+        version: of the table; default: the newest.
+        trained: a trained index of the same type that is in `index_uri`, to use instead of training one.
         progress: receives one line per step.
 
     Raises:
@@ -71,7 +76,7 @@ def build_index(
     say = progress or logger.info
     if not ray.is_initialized():
         raise IndexArtefactError("not connected to Ray", where="index", fix="call inside `rayemb.cluster.connect()`")
-    embeddings = EmbeddingsTable.open(embeddings_uri)
+    embeddings = EmbeddingsTable.open(embeddings_uri, version)
     _check_rows(embeddings, config, model_digest)
     require_cpus(1, "building an index")
     planned = config.factory == AUTO
@@ -84,7 +89,7 @@ def build_index(
     mark = fingerprint(embeddings.uri, embeddings.version, config, str(faiss.__version__))
     ledger = Ledger.open(index_uri, mark, _folders_of_published(index_uri))
     try:
-        manifest = _run(embeddings, ledger, config, say, started_s)
+        manifest = _run(embeddings, ledger, config, trained, say, started_s)
         if planned:
             manifest = _tuned(manifest, config.plan.recall)
         outdated = _folders_of_published(index_uri)
@@ -106,17 +111,25 @@ def build_index(
     return manifest
 
 
-def _run(embeddings: EmbeddingsTable, ledger: Ledger, config: IndexConfig, say: Progress, started_s: float) -> Manifest:
+def _run(
+    embeddings: EmbeddingsTable,
+    ledger: Ledger,
+    config: IndexConfig,
+    reused: File | None,
+    say: Progress,
+    started_s: float,
+) -> Manifest:
     """Trains, places rows, writes the shards that the ledger lacks, measures."""
     source = (embeddings.uri, embeddings.version)
-    trained = ray.remote(tasks.train).remote(*source, config, ledger)
+    trained = ray.remote(tasks.train).remote(*source, config, ledger, reused)
     ids = ray.remote(tasks.check_ids).remote(*source)
     _gather([ids, trained], lambda done: None, say, "training and checking ids")
     quantiser = ledger.read("trained", Trained)
     if quantiser is None:
         raise _elsewhere(ledger, "the trained index")
-    sample = min(config.train_rows, embeddings.rows)
-    say(f"{config.factory} ready ({sample:,} rows sampled, {time.monotonic() - started_s:.1f} s)")
+    sample = 0 if reused else min(config.train_rows, embeddings.rows)
+    how = "trained before" if reused else f"{sample:,} rows sampled"
+    say(f"{config.factory} ready ({how}, {time.monotonic() - started_s:.1f} s)")
     keys: list[tuple[int, int | File]]
     routing: tuple[int, ...] = ()
     if config.by == "rows":
@@ -151,6 +164,7 @@ def _run(embeddings: EmbeddingsTable, ledger: Ledger, config: IndexConfig, say: 
         factory=config.factory,
         prefix=config.prefix,
         effort=config.effort,
+        updates=updates_in(embeddings),
         sharding=Sharding(by=config.by, cells=routing),
         trained=File(**quantiser.model_dump()),
         shards=shards,

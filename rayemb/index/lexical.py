@@ -87,7 +87,22 @@ class LexicalShard:
         norm = (K1 * (1 - B + B * lengths / mean)).astype(np.float32)
         # What a row has of a term, but for the term's weight; once here rather than in each query.
         self._share_P = counts_P / (counts_P + norm[self._rows])
-        self._all_rows = all_rows
+        self._all_rows, self._length = all_rows, length
+
+    def beside(self, texts: Sequence[str | None]) -> "LexicalShard":
+        """The words of rows that came later. They are weighed as those that were there then: by the rows, terms and
+        lengths of before, and a new term by the new rows that have it.
+        """
+        found = postings(texts)
+        own = pc.list_value_length(found["rows"]).to_pylist()
+        known = [self._frequency_of(term) for term in found["term"].to_pylist()]
+        rows = [there or min(here, self._all_rows) for there, here in zip(known, own, strict=True)]
+        terms = pa.table({"term": found["term"], "rows": pa.array(rows, pa.int64())})
+        return LexicalShard(found, terms, rows=len(texts), all_rows=self._all_rows, length=self._length)
+
+    def _frequency_of(self, term: str) -> int:
+        place = self._all.place(term)
+        return 0 if place is None else int(self._frequency[place])
 
     def search(self, text: str, k: int, mask_R: NDArray[np.bool_] | None = None) -> tuple[Floats, Positions]:
         """Scores and positions `(k,)` of the best rows that have one of the words of `text`, and pass `mask_R`.

@@ -29,11 +29,13 @@ class Hits:
     """The answer to N queries: scores `(N, k)` float32 and keys `(N, k)` int64, padded with -inf and -1.
 
     `strategies`: how each shard answered (`index` without a filter; `exact`, `selector`, `overfetch` with one).
+    `updates`: the version of the live updates that were searched; None where they are not followed.
     """
 
     scores: Floats
     keys: Keys
     strategies: tuple[str, ...] = ()
+    updates: int | None = None
 
 
 class Source(Protocol):

@@ -1,7 +1,7 @@
 """A whole index in one process: all shards open, searched side by side, merged exactly."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -12,15 +12,16 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from rayemb.data.embeddings import IMAGE, EmbeddingsTable
-from rayemb.index import queries
 from rayemb.index.effort import Effort
-from rayemb.index.errors import IndexArtefactError, QueryError
+from rayemb.index.errors import IndexArtefactError
 from rayemb.index.filters import Filter
+from rayemb.index.live.config import LiveConfig
+from rayemb.index.live.follower import Follower
 from rayemb.index.manifest import Manifest, load_manifest
-from rayemb.index.merge import merge
 from rayemb.index.placement import Router
 from rayemb.index.queries import Hits, Query
-from rayemb.index.shard import Answer, Shard, check_queries, open_embeddings
+from rayemb.index.shard import Shard, open_embeddings
+from rayemb.index.view import View
 
 
 class Index:
@@ -30,32 +31,41 @@ class Index:
     """
 
     def __init__(
-        self, manifest: Manifest, shards: Sequence[Shard], embeddings: EmbeddingsTable, router: Router
+        self,
+        manifest: Manifest,
+        shards: Sequence[Shard],
+        embeddings: EmbeddingsTable,
+        router: Router,
+        live: Follower | None = None,
     ) -> None:
         self.manifest, self.shards, self.embeddings = manifest, tuple(shards), embeddings
-        self._router = router
+        self._router, self._live = router, live
         self._pool = _pool(len(self.shards)) if len(self.shards) > 1 else None
+        self._latest = View(manifest, self.shards, router, self._pool, live.state() if live else None)
 
     @classmethod
-    def open(cls, index_uri: str, *, model_digest: str | None = None) -> "Index":
+    def open(cls, index_uri: str, *, model_digest: str | None = None, live: LiveConfig | bool = False) -> "Index":
         """The published index at `index_uri`, every checksum verified.
 
         `model_digest` is the digest of the model that will embed the queries; vectors of two models do not
-        compare. Raises IndexArtefactError if it is not the one that the index and its embeddings name, or if
-        a file is missing or altered.
+        compare. With `live`, updates are searched and can be written (`upsert`, `delete`).
+
+        Raises IndexArtefactError if the model is not the one that the index, its embeddings and its updates name, or
+        if a file is missing or altered.
         """
+        updates = LiveConfig() if live is True else live or None
         manifest = load_manifest(index_uri)
         try:
-            return cls._open(index_uri, manifest, model_digest)
+            return cls._open(index_uri, manifest, model_digest, updates)
         except IndexArtefactError:
             # A rebuild may have been published since the manifest was read, and removed the files it names.
             published = load_manifest(index_uri)
             if published.version == manifest.version:
                 raise
-            return cls._open(index_uri, published, model_digest)
+            return cls._open(index_uri, published, model_digest, updates)
 
     @classmethod
-    def _open(cls, index_uri: str, manifest: Manifest, model_digest: str | None) -> "Index":
+    def _open(cls, index_uri: str, manifest: Manifest, model_digest: str | None, updates: LiveConfig | None) -> "Index":
         if model_digest is not None and model_digest != manifest.model_digest:
             raise IndexArtefactError(
                 f"the index was built with model {manifest.model_digest[:12]} and the queries are of model "
@@ -68,7 +78,8 @@ class Index:
             shards = list(
                 pool.map(lambda i: Shard.open(index_uri, manifest, i, embeddings), range(len(manifest.shards)))
             )
-        return cls(manifest, shards, embeddings, Router(index_uri, manifest))
+        live = Follower(manifest, embeddings, shards, updates) if updates else None
+        return cls(manifest, shards, embeddings, Router(index_uri, manifest), live)
 
     @property
     def version(self) -> str:
@@ -82,13 +93,22 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """Rows in all shards."""
-        return self.manifest.embeddings.rows
+        """Rows that can be found."""
+        return self.view().rows
 
     @property
     def filter_fields(self) -> list[str]:
         """The payload columns, which filters may name."""
         return list(self.shards[0].payload.columns)
+
+    def view(self) -> View:
+        """The index as it is now, updates included: what is asked of it twice is answered alike."""
+        if self._live is None:
+            return self._latest
+        state, view = self._live.state(), self._latest
+        if view.state is not state:
+            view = self._latest = View(self.manifest, self.shards, self._router, self._pool, state)
+        return view
 
     def search(
         self,
@@ -107,99 +127,89 @@ class Index:
         Raises QueryError for vectors or a `k` that cannot be searched, or a recall that no measured effort
         reaches; FilterError for a filter that does not fit.
         """
-        x_ND = check_queries(vectors, self.dim, k)
-        chosen = self.manifest.chosen_effort(effort, recall)
-        # Under a filter the lists that hold enough may lie anywhere.
-        asked = self.shards if filter else [self.shards[i] for i in self._router.shards(x_ND, chosen.nprobe)]
-        return self._asked(asked, lambda shard: shard.answer(x_ND, k, filter, chosen), k)
+        return self.view().search(vectors, k, filter, effort=effort, recall=recall)
 
     def words(self, text: str, k: int, filter: Filter | None = None) -> Hits:
-        """The `k` best rows by BM25 for the words of `text`, as of one query `(1, k)`.
-
-        Raises QueryError if the index was built without `index.words`, FilterError as `search` does.
-        """
-        return self._asked(self.shards, lambda shard: shard.words(text, k, filter), k)
+        """As `View.words`."""
+        return self.view().words(text, k, filter)
 
     def query(self, vector: ArrayLike | None, query: Query) -> Hits:
         """One query of any kind, `(1, <= results)`: see `rayemb.index.queries`."""
-        return queries.answer(self, vector, query)
+        return self.view().query(vector, query)
 
     def vectors(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """The whole vectors `(len(keys), D)` of rows, from the index where it keeps them, else from the table.
-
-        Raises QueryError for a key of no row.
-        """
-        wanted = self._checked(keys)
-        found = np.empty((len(wanted), self.dim), np.float32)
-        for shard, places, positions in self._owners(wanted):
-            found[places] = shard.vectors(positions)
-        return found
+        """As `View.vectors`. A key means the same row for as long as the index is open."""
+        return self.view().vectors(keys)
 
     def payload(self, keys: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Id and payload columns of the rows `keys` `(K,)`, in that order, from memory.
-
-        Raises QueryError for a key of no row, such as the -1 of an empty place: drop those first.
-        """
-        wanted = self._checked(keys)
-        rows: list[dict[str, Any]] = [{}] * len(wanted)
-        for shard, places, positions in self._owners(wanted):
-            for place, row in zip(places.tolist(), shard.payload.take(positions.tolist()), strict=True):
-                rows[place] = row
-        return rows
+        """As `View.payload`."""
+        return self.view().payload(keys)
 
     def ids(self, keys: NDArray[np.int64]) -> pa.Array:
-        """The ids of the rows `keys`, flat and in order, as arrow texts; null for the -1 of an empty place."""
-        flat = keys.reshape(-1)
-        if len(self.shards) == 1:
-            return self.shards[0].ids(flat)
-        owned = list(self._owners(flat))
-        if not owned:
-            return self.shards[0].ids(flat)
-        # Each id's place among the parts, which lie one after the other.
-        order = np.concatenate([places for _, places, _ in owned])
-        at = np.zeros(len(flat), np.int64)
-        at[order] = np.arange(len(order))
-        parts = [shard.payload.ids(pa.array(positions)) for shard, _, positions in owned]
-        return pa.concat_arrays(parts).take(pa.array(at, mask=flat < 0))
+        """As `View.ids`."""
+        return self.view().ids(keys)
 
     def key(self, row_id: str) -> int | None:
         """The key of the row with this id, or None."""
-        found = (shard.key(row_id) for shard in self.shards)
-        return next((key for key in found if key is not None), None)
+        return self.view().key(row_id)
 
     def image(self, row_id: str) -> bytes | None:
-        """The encoded image of the row with this id, from the embeddings table; None if there is none."""
+        """The encoded image of the row with this id, from the table or the updates; None if there is none."""
         if not self.embeddings.has_images:
             return None
         key = self.key(row_id)
         if key is None:
             return None
+        if key >= self.manifest.embeddings.rows:
+            return self.live.image(key)
         image: bytes | None = self.embeddings.take([key], [IMAGE])[0][IMAGE]
         return image
 
-    def _checked(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        wanted = np.asarray(keys, np.int64).reshape(-1)
-        outside = wanted[(wanted < 0) | (wanted >= self.rows)]
-        if len(outside):
-            raise QueryError(f"there is no row {int(outside[0])}", where="keys", fix=f"keys are 0 to {self.rows - 1}")
-        return wanted
+    # -- live updates ----------------------------------------------------------------------------------------
 
-    def _owners(self, keys: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]]:
-        """Each shard that has rows of `keys`: the places of those in `keys`, and their positions in the shard."""
-        for shard in self.shards:
-            positions = shard.keys.at(keys)
-            places = np.flatnonzero(positions >= 0)
-            if len(places):
-                yield shard, places, positions[places]
+    @property
+    def live(self) -> Follower:
+        """The updates. Raises IndexArtefactError where the index was opened without."""
+        if self._live is None:
+            raise IndexArtefactError("the index was opened to be read only", where="live", fix="Index.open(live=True)")
+        return self._live
 
-    def _asked(self, shards: Sequence[Shard], ask: Callable[[Shard], Answer], k: int) -> Hits:
-        """The k best of `shards`, asked side by side."""
-        if self._pool is None or len(shards) == 1:
-            answer = ask(shards[0])
-            return Hits(answer.scores, answer.keys, (answer.strategy,))
-        answers = list(self._pool.map(ask, shards))
-        scores, keys = [each.scores for each in answers], [each.keys for each in answers]
-        return Hits(*merge(scores, keys, k), tuple(each.strategy for each in answers))
+    def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: ArrayLike,
+        payload: Sequence[Mapping[str, Any]] | None = None,
+        images: Sequence[bytes | None] | None = None,
+    ) -> int:
+        """Puts N items in the place of those with their ids, or beside them; the version of the updates with them.
+
+        They are durable when this returns, and every search of this object finds them from then on; other readers
+        do after `refresh(at_least=version)`. The same call twice changes nothing; of an id that comes twice in a
+        call the last one counts. All or nothing is written.
+
+        Args:
+            vectors: `(N, D)`, finite and not zero; they are scaled to unit length.
+            payload: a mapping of payload columns for each; what it lacks is null.
+            images: encoded images, if the embeddings keep them.
+
+        Raises:
+            UpdateError: an item that is wrong, by its place (`items[3].vector`).
+            UpdatesFullError: more than `LiveConfig.max_rows` updates would wait for a compaction.
+            StorageError: it could not be written, or that is not known; searches go on.
+        """
+        return self.live.upsert(ids, vectors, payload, images)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Removes the items with these ids, as `upsert` puts them there; ids of no item do no harm."""
+        return self.live.delete(ids)
+
+    def refresh(self, at_least: int | None = None) -> int:
+        """Takes in what others wrote; the version of the updates that searches see from now on.
+
+        Raises QueryError if there is no version `at_least` yet, IndexArtefactError if the updates were compacted into
+        a newer index (open it again), StorageError.
+        """
+        return self.live.refresh(at_least)
 
     def close(self) -> None:
         """Stops the search threads; files stay mapped until the object goes."""

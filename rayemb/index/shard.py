@@ -19,11 +19,11 @@ from rayemb.index.errors import IndexArtefactError, QueryError
 from rayemb.index.faiss_index import FaissShard, load_index, reason
 from rayemb.index.filters import Filter
 from rayemb.index.keys import Keys, read_keys
-from rayemb.index.lexical import LexicalShard, mapped_table
+from rayemb.index.lexical import LexicalShard, mapped_table, postings
 from rayemb.index.manifest import File, Manifest, ShardFile
 from rayemb.index.merge import merge
 from rayemb.index.payload import Payload
-from rayemb.index.selection import Selections
+from rayemb.index.selection import Selection, Selections
 from rayemb.index.strategy import FilteredSearch, Search
 
 # Results asked for beyond k, so that a tie at the k-th place is seen and broken by key rather than by FAISS's
@@ -62,7 +62,7 @@ class Shard:
     ) -> None:
         self.info, self.keys, self.payload, self.effort = info, keys, payload, effort
         self.rows, self.dim = info.rows, faiss_shard.dim
-        self._faiss, self._embeddings, self._lexical = faiss_shard, embeddings, lexical
+        self._faiss, self._embeddings, self.lexical = faiss_shard, embeddings, lexical
         self._selections = Selections(payload)
         self._filtered = FilteredSearch(faiss_shard, self._exact)
 
@@ -115,14 +115,27 @@ class Shard:
         answer = self.answer(vectors, k, filter, effort)
         return answer.scores, answer.keys
 
-    def answer(self, vectors: ArrayLike, k: int, filter: Filter | None = None, effort: Effort | None = None) -> Answer:
-        """As `search`, with the strategy that was used."""
+    def answer(
+        self,
+        vectors: ArrayLike,
+        k: int,
+        filter: Filter | None = None,
+        effort: Effort | None = None,
+        alive: Selection | None = None,
+    ) -> Answer:
+        """As `search`, with the strategy that was used; of the rows that are `alive` (None: all)."""
         x_ND = check_queries(vectors, self.dim, k)
         effort = effort or self.effort
-        selection = self._selections(filter) if filter else None
-        if selection is None or selection.count == self.rows:
-            found = self._untied(x_ND, k, self.rows, lambda x_ND, places: self._faiss.search(x_ND, places, effort))
-            return self._answer(*found, "index")
+        selection = self._selections(filter, alive) if filter else alive
+        there = self.rows if alive is None else alive.count
+        if selection is None or selection.count == there:
+
+            def all_rows(x_ND: NDArray[np.float32], places: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+                if alive is None:
+                    return self._faiss.search(x_ND, places, effort)
+                return self._filtered.search_alive(x_ND, places, alive, effort)
+
+            return self._answer(*self._untied(x_ND, k, there, all_rows), "index")
         if not selection.count or not len(x_ND):
             return self._answer(*_nothing(len(x_ND), k), "exact")
         strategy = self._filtered.plan(selection, len(x_ND), k + _TIE_SLACK, effort)
@@ -133,14 +146,17 @@ class Shard:
         whole = strategy == "exact" and self._filtered.stored
         return self._answer(*(search(x_ND, k) if whole else self._untied(x_ND, k, selection.count, search)), strategy)
 
-    def words(self, text: str, k: int, filter: Filter | None = None) -> Answer:
+    def words(self, text: str, k: int, filter: Filter | None = None, alive: Selection | None = None) -> Answer:
         """The `k` best rows of this shard by BM25 for the words of `text`, as for one query `(1, k)`.
+
+        Of the rows that are `alive` (None: all).
 
         Raises QueryError if the index was built without words.
         """
-        if self._lexical is None:
+        if self.lexical is None:
             raise QueryError("the index has vectors only, no words", where="hybrid", fix="build it with index.words")
-        scores, positions = self._lexical.search(text, k, self._selections(filter).mask() if filter else None)
+        selection = self._selections(filter, alive) if filter else alive
+        scores, positions = self.lexical.search(text, k, selection.mask() if selection else None)
         return self._answer(scores[None], positions[None], "words")
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -236,6 +252,18 @@ def open_lexical(index_uri: str, manifest: Manifest, i: int) -> LexicalShard | N
         all_rows=manifest.embeddings.rows,
         length=built.length,
     )
+
+
+def open_terms(index_uri: str, manifest: Manifest) -> LexicalShard | None:
+    """What all shards' words have in common, as a shard without rows; None if the index was built without words.
+
+    Raises IndexArtefactError if the file is missing or altered.
+    """
+    built = manifest.words
+    if built is None:
+        return None
+    terms = mapped_table(verified_path(index_uri, built.terms))
+    return LexicalShard(postings([]), terms, rows=0, all_rows=manifest.embeddings.rows, length=built.length)
 
 
 def open_keys(index_uri: str, info: ShardFile) -> Keys:

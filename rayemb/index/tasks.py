@@ -34,14 +34,21 @@ _NAMED = 5
 _BLOCK_BYTES = 8 << 20
 
 
-def train(uri: str, version: int, config: IndexConfig, ledger: Ledger) -> NDArray[np.uint8]:
+def train(uri: str, version: int, config: IndexConfig, ledger: Ledger, reused: File | None = None) -> NDArray[np.uint8]:
     """The trained index without rows, as bytes; it lies in the object store once for all shards.
 
-    Of an earlier run, if its record is there: shards of two quantisers do not belong together. Memory: the sample.
+    Of an earlier run, if its record is there: shards of two quantisers do not belong together; a copy of `reused`, if
+    that is given. Memory: the sample.
     """
     record = ledger.read("trained", Trained)
     if record is not None:
         return np.fromfile(verified_path(ledger.index_uri, record), np.uint8)
+    if reused is not None:
+        file = f"{ledger.folder}/trained.faiss"
+        data = np.fromfile(verified_path(ledger.index_uri, reused), np.uint8)
+        storage.write_bytes(storage.join(ledger.index_uri, file), data.tobytes())
+        ledger.write("trained", Trained(**reused.model_dump(exclude={"file"}), file=file))
+        return data
     embeddings = EmbeddingsTable.open(uri, version)
     index = make_index(embeddings.dim, config.factory, config.prefix)
     seed_training(index, config.seed)

@@ -72,6 +72,9 @@ class SearchRequest(Strict):
     rerank: int | None = Field(
         None, ge=1, description="that many of the best are scored anew by reading them with the text, where served"
     )
+    at_least: int | None = Field(
+        None, ge=0, description="version of the live updates that has to be seen: what a write answered"
+    )
 
 
 class EmbeddingsRequest(Strict):
@@ -118,6 +121,7 @@ class SearchResponse(BaseModel):
         description="how the shards were searched: index (no filter); with one: exact (over the items that pass), "
         "selector (the index skips what fails), overfetch (what fails is dropped from more hits); words (BM25)",
     )
+    updates: int | None = Field(None, description="version of the live updates that were searched, if they are served")
     timings_ms: Timings
     request_id: str = Field(description="names this request in the server's log")
 
@@ -173,7 +177,8 @@ class IndexInfo(BaseModel):
     max_text_chars: int = Field(description="longest text, in characters")
     max_image_bytes: int = Field(description="largest uploaded image, in bytes")
     max_batch: int = Field(description="most texts of one request, to embed or to search")
-    max_queries: int = Field(description="most vectors of one POST /v1/search/batch")
+    max_queries: int = Field(description="most vectors of one POST /v1/search/batch, most items of one write")
+    live: bool = Field(False, description="whether items can be written and removed: POST /v1/items")
 
 
 class ErrorBody(BaseModel):

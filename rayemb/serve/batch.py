@@ -51,6 +51,7 @@ class BatchRequest(Strict):
     filter: Filter | None = Field(None, description="as in POST /v1/search; for all queries")
     recall: float | None = Field(None, gt=0, le=1, description="as in POST /v1/search")
     effort: SearchEffort | None = Field(None, description="as in POST /v1/search")
+    at_least: int | None = Field(None, ge=0, description="as in POST /v1/search")
     payload: bool = Field(False, description="whether the answer has the payload of each hit; costs most of the time")
 
 
@@ -65,6 +66,7 @@ class BatchResponse(BaseModel):
     partial: bool = Field(description="true if some shards did not answer: their items are missing from the hits")
     missing_shards: list[str] = Field(description="the shards that did not answer")
     strategies: list[str] = Field(description="how the shards were searched, as in POST /v1/search")
+    updates: int | None = Field(None, description="version of the live updates, as in POST /v1/search")
     timings_ms: Timings
     request_id: str = Field(description="names this request in the server's log")
 
@@ -82,6 +84,7 @@ class Batch:
     recall: float | None
     payload: bool
     arrow: bool
+    at_least: int | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ async def batch_query(request: Request, config: ServeConfig, about: Description)
         body.recall,
         body.payload,
         arrow,
+        body.at_least,
     )
 
 
@@ -192,20 +196,39 @@ def _texts(texts: list[str], config: ServeConfig) -> list[str]:
 
 def _checked(x_ND: _Rows, model: str | None, digest: str, config: ServeConfig) -> Vectors:
     """`x_ND` as unit vectors, if they are of the model with this digest and can be searched."""
+    _check_model(model, digest)
+    if not len(x_ND):
+        raise ApiError(422, "invalid_request", "give at least one vector", "vectors")
+    if len(x_ND) > config.max_queries:
+        raise ApiError(422, "invalid_request", f"at most {config.max_queries} vectors, got {len(x_ND)}", "vectors")
+    return _unit(x_ND, [f"vectors.{i}" for i in range(len(x_ND))])
+
+
+def checked_vectors(
+    rows: Sequence[Sequence[float]], names: Sequence[str], model: str | None, about: Description
+) -> Vectors:
+    """Vectors of a JSON body as unit vectors `(N, D)`, if they are of the served model. Raises ApiError by `names`."""
+    _check_model(model, about.model_digest)
+    for row, name in zip(rows, names, strict=True):
+        if len(row) != about.dim:
+            raise ApiError(422, "invalid_request", f"expected {about.dim} numbers, got {len(row)}", name)
+    return _unit(np.array(rows, np.float64).reshape(len(rows), about.dim), names)
+
+
+def _check_model(model: str | None, digest: str) -> None:
     if model is None:
         raise ApiError(422, "invalid_request", "name the model that made the vectors: its digest", "model")
     if not names_model(model, digest):
         told = f"the index is of model {digest}; vectors of another model do not compare"
         raise ApiError(409, "model_mismatch", told, "model")
-    if not len(x_ND):
-        raise ApiError(422, "invalid_request", "give at least one vector", "vectors")
-    if len(x_ND) > config.max_queries:
-        raise ApiError(422, "invalid_request", f"at most {config.max_queries} vectors, got {len(x_ND)}", "vectors")
+
+
+def _unit(x_ND: _Rows, names: Sequence[str]) -> Vectors:
     largest = np.abs(x_ND).max(axis=1)
     bad = np.flatnonzero(~(largest <= np.finfo(np.float32).max) | (largest < LEAST))
     if len(bad):
         what = "is zero" if largest[bad[0]] < LEAST else "holds NaN, infinity, or what is too large for float32"
-        raise ApiError(422, "invalid_request", f"the vector {what}", f"vectors.{int(bad[0])}")
+        raise ApiError(422, "invalid_request", f"the vector {what}", names[int(bad[0])])
     scaled = x_ND / largest[:, None]  # else the squares of what is tiny would vanish
     return np.ascontiguousarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), np.float32)
 

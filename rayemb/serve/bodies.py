@@ -9,10 +9,19 @@ from rayemb.serve.batch import ARROW, LEAST, BatchRequest
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description
 from rayemb.serve.filter_schema import FILTER, REF, filter_schemas
+from rayemb.serve.items import IdsRequest, UpsertRequest
 
 BINARY = {"type": "string", "format": "binary"}
 _FLOAT32_MAX = 3.4028234663852886e38
 _NULL = {"type": "null"}
+# What a payload column takes.
+_PAYLOAD: dict[str, dict[str, Any]] = {
+    "string": {"type": "string"},
+    "integer": {"type": "integer"},
+    "number": {"type": "number"},
+    "boolean": {"type": "boolean"},
+    "timestamp": {"type": "string", "format": "date-time"},
+}
 _GROUPS = ("string", "integer", "boolean")
 _ARROW_TEXT = (
     "An Arrow stream of one column, `texts` (strings) or `vectors` (lists of floats of fixed size), with the other "
@@ -78,6 +87,33 @@ def embeddings_body(config: ServeConfig, about: Description | None) -> dict[str,
     fields["input"]["anyOf"] = [text, {"type": "array", "items": text, "minItems": 1, "maxItems": config.max_batch}]
     if about is not None:
         _either(fields["dimensions"], {"enum": [about.dim]})
+    return _json(schema)
+
+
+def items_body(config: ServeConfig, about: Description | None) -> dict[str, Any]:
+    """The body of POST /v1/items."""
+    schema = UpsertRequest.model_json_schema()
+    item = schema.pop("$defs")["Item"]
+    fields = item["properties"]
+    _either(fields["text"], _text(config))
+    _either(fields["image"], {"minLength": 4, "contentEncoding": "base64"})
+    _either(fields["vector"], _vector(about))
+    if about is not None:
+        names = about.payload_types
+        columns = {name: {"anyOf": [_PAYLOAD.get(kind, {}), _NULL]} for name, kind in names.items()}
+        fields["payload"] |= {"properties": columns, "additionalProperties": False}
+    kinds = {"text": {"type": "string"}, "image": {"type": "string"}, "vector": {"type": "array"}}
+    item["oneOf"] = [
+        {"required": [name], "properties": {**dict.fromkeys(kinds, _NULL), name: kind}} for name, kind in kinds.items()
+    ]
+    schema["properties"]["items"] |= {"items": item, "maxItems": config.max_queries}
+    return _json(schema)
+
+
+def ids_body(config: ServeConfig) -> dict[str, Any]:
+    """The body of POST /v1/items/delete and of /v1/items/get."""
+    schema = IdsRequest.model_json_schema()
+    schema["properties"]["ids"]["maxItems"] = config.max_queries
     return _json(schema)
 
 

@@ -55,6 +55,18 @@ class ServeConfig(Config):
     )
     max_batch: int = Field(64, ge=1, description="most texts of one embeddings request, most queries embedded at once")
     max_queries: int = Field(256, ge=1, le=65_536, description="most vectors of one POST /v1/search/batch")
+    live: bool = Field(
+        False,
+        description="search the live updates too, and take writes (POST /v1/items); with keys, of those that may write",
+    )
+    max_updates: int = Field(
+        100_000,
+        ge=1,
+        description="live updates that may wait for `rayemb index compact`; more are refused with 503",
+    )
+    follow_s: float = Field(
+        1.0, gt=0, description="how often a replica looks for updates that were written elsewhere, in s"
+    )
     deadline_s: float = Field(
         2.0,
         gt=0,

@@ -28,6 +28,8 @@ from rayemb.cluster import require_cpus
 from rayemb.config import Config, from_mapping
 from rayemb.data.config import EmbedWhat
 from rayemb.index import Effort, Filter, Manifest, QueryError, Shard
+from rayemb.index.live.follower import Follower
+from rayemb.index.selection import Selection
 from rayemb.index.shard import Answer, open_embeddings
 from rayemb.models import ImageError, Model, model_digest
 from rayemb.serve.config import ServeConfig
@@ -43,13 +45,11 @@ from rayemb.serve.engine import (
 from rayemb.serve.errors import ServeError
 from rayemb.serve.gateway import create_app
 from rayemb.serve.keys import read_keys
-from rayemb.serve.spread import SpreadEngine
+from rayemb.serve.spread import ShardAnswer, SpreadEngine, rows_of, with_ids, with_rows
 
 logger = logging.getLogger(__name__)
 
 APP_NAME = "rayemb"
-# Scores and keys `(n, k)`, the rows or ids of those keys, the strategy.
-ShardAnswer = tuple[Vectors, Any, Any, str]
 _POLL_S = 0.2
 
 
@@ -71,7 +71,7 @@ class Gateway:
         if manifest is None:
             self._engine = LocalEngine(model_uri, index_uri, config)
         else:
-            self._engine = SpreadEngine(index_uri, manifest, embedder, shards, config.deadline_s)
+            self._engine = SpreadEngine(index_uri, manifest, embedder, shards, config)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         # Serve's hook for an app that is built in the replica: nothing of it has to be pickled.
@@ -93,6 +93,10 @@ class Embedder:
         """Unit vectors `(n, D)` and the number of tokens read."""
         return await self._encoder.texts(texts)
 
+    async def documents(self, texts: list[str]) -> Vectors:
+        """Unit vectors `(n, D)` of texts that are to be found."""
+        return await self._encoder.documents(texts)
+
     async def images(self, images: list[bytes]) -> Vectors | ImageError:
         """Unit vectors `(n, D)`, or what is wrong with an image."""
         try:
@@ -107,55 +111,65 @@ class Embedder:
 
 
 class ShardServer:
-    """One shard of an index. One deployment each, because Serve's replica ranks are no shard numbers."""
+    """One shard of an index. One deployment each, because Serve's replica ranks are no shard numbers.
+
+    With live updates a call names the version that it is of: what of the shard is gone by then is left out.
+    """
 
     def __init__(self, index_uri: str, manifest: Manifest, number: int, config: ServeConfig) -> None:
-        self._shard = Shard.open(index_uri, manifest, number)
+        embeddings = open_embeddings(manifest)
+        self._shard = Shard.open(index_uri, manifest, number, embeddings)
+        self._follower = Follower(manifest, embeddings, [self._shard], rows=False) if config.live else None
         self._pool = ThreadPoolExecutor(4, "rayemb-shard", use_threads, (config.threads,))
 
     async def search(
-        self, vectors: Vectors, k: int, filter: Filter | None, effort: Effort | None
+        self, vectors: Vectors, k: int, filter: Filter | None, effort: Effort | None, updates: int | None = None
     ) -> ShardAnswer | QueryError:
         """Scores and keys `(n, k)`, the rows of those keys and the strategy, or what is wrong with the query."""
-        return await self._run(self._with_rows, self._shard.answer, vectors, k, filter, effort)
+        return await self._run(with_rows, lambda: self._shard.answer(vectors, k, filter, effort, self._alive(updates)))
 
-    async def words(self, text: str, k: int, filter: Filter | None) -> ShardAnswer | QueryError:
+    async def words(
+        self, text: str, k: int, filter: Filter | None, updates: int | None = None
+    ) -> ShardAnswer | QueryError:
         """As `search`, for the words of one text."""
-        return await self._run(self._with_rows, self._shard.words, text, k, filter)
+        return await self._run(with_rows, lambda: self._shard.words(text, k, filter, self._alive(updates)))
 
     async def search_ids(
-        self, vectors: Vectors, k: int, filter: Filter | None, effort: Effort | None
+        self, vectors: Vectors, k: int, filter: Filter | None, effort: Effort | None, updates: int | None = None
     ) -> ShardAnswer | QueryError:
         """As `search`, but of each key the id alone: `n * k` arrow texts."""
-        return await self._run(self._with_ids, self._shard.answer, vectors, k, filter, effort)
+        return await self._run(with_ids, lambda: self._shard.answer(vectors, k, filter, effort, self._alive(updates)))
 
     async def locate(self, item: str) -> int | None:
-        """The key of the row with this id, if this shard holds it."""
+        """The key of the row with this id, if this shard was built with it."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._shard.key, item)
+
+    async def rows(self, keys: list[int]) -> dict[int, dict[str, Any]]:
+        """The rows of those of the keys that are of this shard."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, rows_of, self._shard, np.array(keys, np.int64))
 
     async def ping(self) -> int:
         """The process id, as a sign of life."""
         return os.getpid()
 
+    def _alive(self, updates: int | None) -> Selection | None:
+        if self._follower is None or updates is None:
+            return None
+        self._follower.refresh(updates)
+        return self._follower.alive(0, updates)
+
     async def _run(
-        self, give: Callable[[Answer], ShardAnswer], work: Callable[..., Answer], *args: Any
+        self, give: Callable[[Shard, Answer], ShardAnswer], work: Callable[[], Answer]
     ) -> ShardAnswer | QueryError:
         def answered() -> ShardAnswer | QueryError:
             try:
-                return give(work(*args))
+                return give(self._shard, work())
             except QueryError as error:
                 return error
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, answered)
-
-    def _with_rows(self, found: Answer) -> ShardAnswer:
-        kept = np.unique(found.keys[found.keys >= 0])
-        rows = self._shard.payload.take(self._shard.keys.at(kept).tolist())
-        return found.scores, found.keys, dict(zip(kept.tolist(), rows, strict=True)), found.strategy
-
-    def _with_ids(self, found: Answer) -> ShardAnswer:
-        return found.scores, found.keys, self._shard.ids(found.keys), found.strategy
 
 
 class ServeArguments(Config):

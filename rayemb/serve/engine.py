@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -17,11 +18,12 @@ from threadpoolctl import threadpool_limits
 
 from rayemb.data.config import EmbedWhat
 from rayemb.data.embeddings import EmbeddingsTable
-from rayemb.index import Effort, Filter, Hits, Index, IndexArtefactError, Manifest, Query, load_manifest
+from rayemb.index import Effort, Filter, Hits, Index, IndexArtefactError, LiveConfig, Manifest, Query, load_manifest
 from rayemb.index.columns import kind_of
 from rayemb.models import PADDING, Model
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
+from rayemb.serve.following import Following
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ _POOL_THREADS = 8
 class Found:
     """What a search gave: `scores` `(n, k)` float32 and `keys` `(n, k)` int64, padded with -inf and -1.
 
-    `rows` has id and payload of every key in `keys` (-1 apart); `strategies` are those of `rayemb.index.Hits`.
+    `rows` has id and payload of every key in `keys` (-1 apart); `strategies` and `updates` are those of
+    `rayemb.index.Hits`; `index_version`: of the index that answered, where it is not the only one of its engine.
     """
 
     scores: Vectors
@@ -43,6 +46,8 @@ class Found:
     rows: Mapping[int, dict[str, Any]]
     missing_shards: list[str] = field(default_factory=list)
     strategies: Sequence[str] = ()
+    updates: int | None = None
+    index_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,13 @@ class FoundIds:
     ids: pa.Array
     missing_shards: list[str] = field(default_factory=list)
     strategies: Sequence[str] = ()
+    updates: int | None = None
+    index_version: str = ""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is served; constant for the life of an engine."""
+    """What is served."""
 
     index_version: str
     model_digest: str
@@ -135,6 +142,38 @@ class Engine(Protocol):
         """The parts that do not answer now; empty: all well."""
         ...
 
+    # -- where `ServeConfig.live` is set ---------------------------------------------------------------------
+
+    async def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors `(n, D)` float32 of texts that are to be found, which some models embed unlike queries."""
+        ...
+
+    async def refresh(self, at_least: int | None = None) -> int:
+        """Takes in what others wrote; the version of the updates. Raises as `rayemb.index.Index.refresh`."""
+        ...
+
+    async def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: Vectors,
+        payload: Sequence[Mapping[str, Any]],
+        images: Sequence[bytes | None] | None,
+    ) -> int:
+        """Durable, and found from now on; the version of the updates. Raises as `rayemb.index.Index.upsert`."""
+        ...
+
+    async def delete(self, ids: Sequence[str]) -> tuple[int, int]:
+        """How many of the items there were, and the version of the updates without them."""
+        ...
+
+    async def items(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Id and payload of the items that there are, in that order."""
+        ...
+
+    def updates(self) -> tuple[int, int]:
+        """The version of the updates that searches see, and how many wait to be compacted; never waits."""
+        ...
+
 
 def check_match(model_digest: str, index_uri: str) -> Manifest:
     """The manifest of an index that was built with that model. Raises IndexArtefactError if it was not."""
@@ -167,13 +206,19 @@ class Encoder:
         """`searched`: what the index is of; images are searched with the texts that describe them."""
         self._kind: Literal["query", "text"] = "text" if searched == "image" else "query"
         self._model, self._limits, self._pool = model, config.image, pool
+        self._documents_kind: Literal["query", "text"] = "query" if searched == "query" else "text"
         self._texts = Coalescer(self._embed_texts, config.max_batch, pool)
+        self._documents = Coalescer(self._embed_documents, config.max_batch, pool)
         self._images = Coalescer(self._embed_pixels, config.max_batch, pool)
 
     async def texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Unit vectors `(n, D)`, and the number of tokens that the model read."""
         results = await self._texts(texts)
         return np.stack([vector for vector, _ in results]), sum(tokens for _, tokens in results)
+
+    async def documents(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors `(n, D)` of texts that are to be found."""
+        return np.stack(await self._documents(texts))
 
     async def images(self, images: Sequence[bytes]) -> Vectors:
         """Unit vectors `(n, D)`. Decoding fails (ImageError) for the one request, not for its batch."""
@@ -186,6 +231,9 @@ class Encoder:
     def _embed_texts(self, texts: list[str]) -> list[tuple[Vectors, int]]:
         tokens = (self._model.tokenizer(texts) != PADDING).sum(axis=1)
         return list(zip(self._model.embed_texts(texts, kind=self._kind), tokens.tolist(), strict=True))
+
+    def _embed_documents(self, texts: list[str]) -> list[Vectors]:
+        return list(self._model.embed_texts(texts, kind=self._documents_kind))
 
     def _embed_pixels(self, pixels: list[NDArray[np.uint8]]) -> list[Vectors]:
         return list(self._model.embed_pixels(np.stack(pixels)))
@@ -230,11 +278,17 @@ class LocalEngine:
         config = config or ServeConfig()
         use_threads(config.threads)
         model = Model.load(model_uri)
-        self._index = Index.open(index_uri, model_digest=model.digest)
+        self._uri, self._digest = index_uri, model.digest
+        self._live = LiveConfig(max_rows=config.max_updates) if config.live else False
+        self._index = Index.open(index_uri, model_digest=model.digest, live=self._live)
         self._description = describe(self._index.manifest, self._index.embeddings)
         # The number of OpenMP threads belongs to each thread: set it in every one that computes.
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
         self._encoder = Encoder(model, config, self._pool, searched=self._index.embeddings.what)
+        # Of writes and of the change to another index: what one acknowledged, the other has.
+        self._writing = threading.Lock()
+        if config.live:
+            Following(self, config.follow_s)
 
     def describe(self) -> Description:
         """What is served."""
@@ -258,18 +312,20 @@ class LocalEngine:
         recall: float | None = None,
     ) -> Found:
         """The k best of all shards, with their payloads."""
+        index = self._index
         return await self._run(
-            lambda: self._found(self._index.search(vectors, k, filter, effort=effort, recall=recall))
+            lambda: self._found(index, index.search(vectors, k, filter, effort=effort, recall=recall))
         )
 
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind."""
-        return await self._run(lambda: self._found(self._index.query(vector, query)))
+        index = self._index
+        return await self._run(lambda: self._found(index, index.query(vector, query)))
 
-    def _found(self, hits: Hits) -> Found:
+    def _found(self, index: Index, hits: Hits) -> Found:
         keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
-        rows = dict(zip(keys, self._index.payload(keys), strict=True))
-        return Found(hits.scores, hits.keys, rows, strategies=hits.strategies)
+        rows = dict(zip(keys, index.payload(keys), strict=True))
+        return Found(hits.scores, hits.keys, rows, [], hits.strategies, hits.updates, index.version)
 
     async def search_ids(
         self,
@@ -283,8 +339,9 @@ class LocalEngine:
         """The k best of all shards: ids and scores."""
 
         def found() -> FoundIds:
-            hits = self._index.search(vectors, k, filter, effort=effort, recall=recall)
-            return FoundIds(hits.scores, self._index.ids(hits.keys), strategies=hits.strategies)
+            index = self._index
+            hits = index.search(vectors, k, filter, effort=effort, recall=recall)
+            return FoundIds(hits.scores, index.ids(hits.keys), [], hits.strategies, hits.updates, index.version)
 
         return await self._run(found)
 
@@ -295,6 +352,68 @@ class LocalEngine:
     async def missing(self) -> list[str]:
         """Nothing is missing in a process that lives."""
         return []
+
+    async def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors `(n, D)` of texts that are to be found."""
+        return await self._encoder.documents(texts)
+
+    async def refresh(self, at_least: int | None = None) -> int:
+        """Takes in what others wrote."""
+        return await self._run(self._index.refresh, at_least)
+
+    def catch_up(self) -> None:
+        """Takes in what others wrote, and opens the index that was published instead of this one, if there is one.
+
+        A compaction publishes one. What is asked now is answered by the old one to its end. Raises RayembError.
+        """
+        if load_manifest(self._uri).version == self._index.version:
+            self._index.refresh()
+            return
+        index = Index.open(self._uri, model_digest=self._digest, live=self._live)
+        with self._writing:
+            index.refresh()
+            self._index, self._description = index, describe(index.manifest, index.embeddings)
+        logger.info("serving index %s from now on", index.version)
+
+    async def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: Vectors,
+        payload: Sequence[Mapping[str, Any]],
+        images: Sequence[bytes | None] | None,
+    ) -> int:
+        """Durable, and found from now on."""
+
+        def written() -> int:
+            with self._writing:
+                return self._index.upsert(ids, vectors, payload, images)
+
+        return await self._run(written)
+
+    async def delete(self, ids: Sequence[str]) -> tuple[int, int]:
+        """How many there were, and the version without them."""
+
+        def deleted() -> tuple[int, int]:
+            with self._writing:
+                view = self._index.view()
+                there = sum(view.key(each) is not None for each in dict.fromkeys(ids))
+                return there, self._index.delete(ids)
+
+        return await self._run(deleted)
+
+    async def items(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Id and payload of the items that there are."""
+
+        def rows() -> list[dict[str, Any]]:
+            view = self._index.view()
+            keys = [key for key in map(view.key, dict.fromkeys(ids)) if key is not None]
+            return view.payload(keys)
+
+        return await self._run(rows)
+
+    def updates(self) -> tuple[int, int]:
+        """The version that searches see, and how many wait."""
+        return self._index.live.version, self._index.live.updates
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args))

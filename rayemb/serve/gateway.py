@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from rayemb import __version__
-from rayemb.index import Query, QueryError, Rerank, Reranker
+from rayemb.index import IndexArtefactError, Query, QueryError, Rerank, Reranker
 from rayemb.models import ImageError
 from rayemb.serve import api
 from rayemb.serve.accesslog import AccessLog
@@ -31,6 +31,7 @@ from rayemb.serve.page import sniff
 from rayemb.serve.parse import Search, embeddings_request, search_query
 from rayemb.serve.routes import add_routes
 from rayemb.serve.tracing import Tracer, open_tracer
+from rayemb.storage import StorageError, sha256_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,10 @@ class Gateway:
     def __init__(
         self, engine: Engine, description: Description, config: ServeConfig, replica: str, tracer: Tracer | None
     ) -> None:
-        self.engine, self.description, self.config = engine, description, config
+        self.engine, self.config, self._described = engine, config, description
         self.metrics = Metrics(description.index_version, description.model_digest, description.rows, replica)
+        if config.live:
+            self.metrics.follow(engine.updates)
         self.tracer = tracer or open_tracer(config.tracing)
         self._places = asyncio.Semaphore(config.max_ongoing_requests)
         self._waiting = 0
@@ -109,16 +112,26 @@ class Gateway:
 
             self._reranker = CrossEncoder(config.reranker)
 
+    @property
+    def description(self) -> Description:
+        """What is served now: an engine may go over to a newer index."""
+        about = self.engine.describe()
+        if about is not self._described:
+            self._described = about
+            self.metrics.serve(about.index_version, about.model_digest, about.rows)
+        return about
+
     async def search(self, request: Request) -> Response:
         """The items closest to a text, an image, the mean of both, or examples."""
         started = time.perf_counter()
         query = await search_query(request, self.config, self.description)
-        async with self._place():
-            async with self._stage("embed", 1) as embed:
+        async with self.place():
+            await self._see(query.at_least)
+            async with self.stage("embed", 1) as embed:
                 vector = await self._vector(query)
-            async with self._stage("search", 1) as search:
+            async with self.stage("search", 1) as search:
                 found = await self._found(vector, self._reranked(query))
-        async with self._stage("encode", 1):
+        async with self.stage("encode", 1):
             hits = self._hits(found, request.scope.get("root_path", ""))
             self.metrics.found(1, len(hits), found.missing_shards)
             total = time.perf_counter() - started
@@ -128,15 +141,16 @@ class Gateway:
         """The items closest to each of many queries, as arrays."""
         started = time.perf_counter()
         batch = await batch_query(request, self.config, self.description)
-        async with self._place():
+        async with self.place():
+            await self._see(batch.at_least)
             vectors = batch.vectors
-            async with self._stage("embed", batch.count) as embed:
+            async with self.stage("embed", batch.count) as embed:
                 if vectors is None:
                     vectors, _ = await self.engine.embed_texts(batch.texts)
-            async with self._stage("search", batch.count) as search:
+            async with self.stage("search", batch.count) as search:
                 ask = self.engine.search if batch.payload else self.engine.search_ids
                 found = await ask(vectors, batch.k, batch.filter, effort=batch.effort, recall=batch.recall)
-        async with self._stage("encode", batch.count):
+        async with self.stage("encode", batch.count):
             answer = with_payload(found) if isinstance(found, Found) else without_payload(found)
             self.metrics.found(batch.count, int(answer.counts.sum()), found.missing_shards)
             total = time.perf_counter() - started
@@ -160,7 +174,7 @@ class Gateway:
                 f"this model's vectors have {dim} dimensions, not {body.dimensions}",
                 "dimensions",
             )
-        async with self._place(), self._stage("embed", len(texts)):
+        async with self.place(), self.stage("embed", len(texts)):
             vectors, tokens = await self.engine.embed_texts(texts)
         as_text = body.encoding_format == "base64"
         data = [
@@ -181,18 +195,19 @@ class Gateway:
             max_image_bytes=config.image.max_bytes,
             max_batch=config.max_batch,
             max_queries=config.max_queries,
+            live=config.live,
         )
         return JsonResponse(info.model_dump(mode="json"))
 
     async def image(self, item: str, request: Request) -> Response:
         """The picture that an item was embedded from."""
-        async with self._place():
+        async with self.place():
             data = await self.engine.image(item)
         if data is None:
             raise ApiError(404, "not_found", "no item with this id has a picture", "id")
-        # Ids stay, pictures change only with the index version, which is in the URL that hits carry.
-        tag = f'"{self.description.index_version}-{len(data)}"'
-        headers = {"Cache-Control": "private, max-age=3600", "ETag": tag}
+        # Pictures change with the index version, which is in the URL that hits carry, and with live updates.
+        tag = f'"{sha256_bytes(data)[:16]}"'
+        headers = {"Cache-Control": f"private, {'no-cache' if self.config.live else 'max-age=3600'}", "ETag": tag}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         # Pictures come from a corpus that nobody vetted: never anything a browser would run.
@@ -215,6 +230,21 @@ class Gateway:
     async def prometheus(self) -> Response:
         """Metrics in Prometheus' text format."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _see(self, at_least: int | None) -> None:
+        """Waits until searches here see that version of the updates. Raises ApiError."""
+        if at_least is None:
+            return
+        if not self.config.live:
+            raise ApiError(422, "invalid_request", "no updates are served here", "at_least")
+        try:
+            await self.engine.refresh(at_least)
+        except QueryError as error:
+            raise ApiError(422, "invalid_request", error.what, "at_least") from error
+        except (StorageError, IndexArtefactError) as error:
+            raise ApiError(
+                503, "storage_unavailable", "the updates cannot be read now", headers={"Retry-After": "1"}
+            ) from error
 
     # -- parts -----------------------------------------------------------------------------------------------
 
@@ -267,20 +297,22 @@ class Gateway:
         """What every answer to a search says beside its hits."""
         timings = {"embed": embed.seconds, "search": search.seconds, "total": total_s}
         return {
-            "index_version": self.description.index_version,
+            "index_version": found.index_version or self.description.index_version,
             "model_digest": self.description.model_digest,
             "partial": bool(found.missing_shards),
             "missing_shards": found.missing_shards,
             "strategies": sorted(set(found.strategies)),
+            **({} if found.updates is None else {"updates": found.updates}),
             "timings_ms": {stage: round(seconds * 1000, 3) for stage, seconds in timings.items()},
             "request_id": request_id(request.scope),
         }
 
-    def _stage(self, name: str, queries: int) -> "_Stage":
+    def stage(self, name: str, queries: int) -> "_Stage":
+        """Times what is done in it."""
         return _Stage(self, name, queries)
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    async def place(self) -> AsyncIterator[None]:
         """A place among the requests worked on; refused at once if too many wait already.
 
         Here and not only in Serve's queue: the refusal has our JSON, and health checks still get through.
@@ -296,7 +328,7 @@ class Gateway:
         self._waiting += 1
         self.metrics.waiting.inc()
         try:
-            async with self._stage("wait", 1):
+            async with self.stage("wait", 1):
                 await self._places.acquire()
         finally:
             self._waiting -= 1

@@ -35,6 +35,7 @@ class Key(Config):
     created: str = Field(description="when it was made, ISO 8601")
     revoked: str | None = Field(None, description="since when it is refused, ISO 8601")
     collections: tuple[str, ...] | None = Field(None, description="the collections that it opens; null: all of them")
+    write: bool = Field(False, description="whether it may write and delete items")
     per_second: float | None = Field(None, gt=0, description="requests a second, at each gateway replica")
     max_body_bytes: int | None = Field(None, ge=1, description="largest body of a request")
 
@@ -64,6 +65,7 @@ def new_key(
     name: str,
     *,
     collections: tuple[str, ...] | None = None,
+    write: bool = False,
     per_second: float | None = None,
     max_body_bytes: int | None = None,
 ) -> str:
@@ -81,6 +83,7 @@ def new_key(
             sha256=digest(secret),
             created=_now(),
             collections=collections or None,
+            write=write,
             per_second=per_second,
             max_body_bytes=max_body_bytes,
         )

@@ -15,6 +15,8 @@ from rayemb.serve.metrics import Metrics
 
 # A load balancer asks these, and has no key.
 FREE = ("/healthz", "/readyz")
+# What changes items: for keys that may.
+WRITES = ("/v1/items", "/v1/items/delete")
 _TIMEOUT = "X-Request-Timeout"
 _DRAIN_FACTOR = 4
 _deadline: ContextVar[float] = ContextVar("rayemb_deadline", default=math.inf)
@@ -72,6 +74,8 @@ class Guard:
         if key.collections is not None and self._collection not in key.collections:
             self._metrics.refused.labels("collection").inc()
             raise ApiError(403, "forbidden", f"this key does not open {self._collection!r}", "authorization")
+        if path in WRITES and not key.write:
+            raise ApiError(403, "forbidden", "this key may not write", "authorization")
         if wait := self._ring.wait_s(key):
             self._metrics.refused.labels("rate").inc()
             headers = {"Retry-After": str(math.ceil(wait))}

@@ -1,6 +1,6 @@
 """What /metrics tells: requests by route, status and key, time by stage, sizes, refusals. One registry a replica."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
@@ -8,7 +8,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _HITS = (0, 1, 2, 5, 10, 20, 50, 100)
 _QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _BYTES = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
-STAGES = ("request", "wait", "embed", "search", "encode")
+STAGES = ("request", "wait", "embed", "search", "encode", "write")
 REFUSALS = ("overloaded", "memory", "rate", "size", "collection", "deadline")
 
 
@@ -38,12 +38,26 @@ class Metrics:
         self.in_progress = Gauge("rayemb_in_progress", "Requests worked on", registry=self.registry)
         self.waiting = Gauge("rayemb_waiting", "Requests that wait for a place", registry=self.registry)
         self.buffered = Gauge("rayemb_buffered_bytes", "Bodies held in memory", registry=self.registry)
-        served = Gauge("rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry)
-        served.labels(index_version, model_digest).set(rows)
+        self._served = Gauge(
+            "rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry
+        )
+        self.serve(index_version, model_digest, rows)
         # From the start, at 0: an alert on a rate sees the first event too.
         self.stages = {stage: self.seconds.labels(stage) for stage in STAGES}
         for reason in REFUSALS:
             self.refused.labels(reason)
+
+    def serve(self, index_version: str, model_digest: str, rows: int) -> None:
+        """Shows what is served, instead of what was."""
+        self._served.clear()
+        self._served.labels(index_version, model_digest).set(rows)
+
+    def follow(self, updates: Callable[[], tuple[int, int]]) -> None:
+        """Shows the live updates: `updates` gives their version, and how many wait to be compacted."""
+        version = Gauge("rayemb_updates_version", "Version of the live updates", registry=self.registry)
+        waiting = Gauge("rayemb_updates", "Live updates that wait to be compacted", registry=self.registry)
+        version.set_function(lambda: updates()[0])
+        waiting.set_function(lambda: updates()[1])
 
     def found(self, queries: int, hits: int, missing_shards: list[str]) -> None:
         """Counts a search: its queries, the hits of all of them, the shards that did not answer."""

@@ -37,6 +37,7 @@ class Search:
     image: bytes | None
     wanted: Query
     rerank: int | None = None
+    at_least: int | None = None
 
 
 async def search_query(request: Request, config: ServeConfig, about: Description) -> Search:
@@ -64,7 +65,7 @@ async def search_query(request: Request, config: ServeConfig, about: Description
         raise ApiError(422, "invalid_request", "give text, image, both, or positive", "text, image")
     if body.text is not None:
         check_text(body.text, "text", config)
-    return Search(body.text, image, _wanted(body, config, about), body.rerank)
+    return Search(body.text, image, _wanted(body, config, about), body.rerank, body.at_least)
 
 
 def _wanted(body: SearchRequest, config: ServeConfig, about: Description) -> Query:
@@ -244,16 +245,13 @@ def validated(model: type[M], fields: dict[str, Any]) -> M:
         item = error.errors(include_url=False)[0]
         known = ", ".join(model.model_fields)
         loc = [str(part) for part in item["loc"]]
-        field = (
-            ".".join(loc[:2])
-            if loc[:1] in (["hybrid"], ["effort"], ["positive"], ["negative"])
-            else loc[0]
-            if loc
-            else ""
+        depth = (
+            {"hybrid": 2, "effort": 2, "positive": 2, "negative": 2, "items": 4, "ids": 2}.get(loc[0], 1) if loc else 0
         )
+        field = ".".join(loc[:depth])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = f"unknown field; known: {known}"
+            message = f"unknown field; known: {known}" if len(loc) == 1 else "unknown field"
         elif loc[:1] == ["input"]:
             field, message = "input", "input is a text or a list of texts"
         raise ApiError(422, "invalid_request", message, field or "body") from error

@@ -1,5 +1,6 @@
 """Which path does what, and what /openapi.json says of it."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -7,9 +8,10 @@ from starlette.responses import Response
 
 from rayemb.serve import api
 from rayemb.serve.batch import ARROW, BatchResponse
-from rayemb.serve.bodies import BINARY, batch_body, components, embeddings_body, search_body
+from rayemb.serve.bodies import BINARY, batch_body, components, embeddings_body, ids_body, items_body, search_body
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description
+from rayemb.serve.items import DeleteResponse, GetResponse, Items, UpsertResponse
 from rayemb.serve.limits import FREE
 from rayemb.serve.page import page
 
@@ -75,6 +77,8 @@ def add_routes(app: FastAPI, gateway: "Gateway", config: ServeConfig, about: Des
     )
     problems = _problems(*_ANY)
     add("/v1/index", "GET", gateway.index, "What is served", response_model=api.IndexInfo, responses=problems)
+    if config.live:
+        _add_items(add, gateway, config, about)
     pictures = {"description": "The picture", "content": {"image/*": {"schema": BINARY}}}
     add(
         "/v1/items/{item:path}/image",
@@ -97,6 +101,38 @@ def add_routes(app: FastAPI, gateway: "Gateway", config: ServeConfig, about: Des
         response_class=Response,
     )
     app.add_api_route("/", page, methods=["GET"], include_in_schema=False, response_class=Response)
+
+
+def _add_items(add: Callable[..., None], gateway: "Gateway", config: ServeConfig, about: Description | None) -> None:
+    items, problems = Items(gateway), _problems(*_ANY, 422)
+    body, ids = items_body(config, about), ids_body(config)
+    add(
+        "/v1/items",
+        "POST",
+        items.upsert,
+        "Put items in, or in place of others",
+        {"requestBody": body},
+        response_model=UpsertResponse,
+        responses={**problems, **_problems(409)},
+    )
+    add(
+        "/v1/items/delete",
+        "POST",
+        items.delete,
+        "Take items out",
+        {"requestBody": ids},
+        response_model=DeleteResponse,
+        responses=problems,
+    )
+    add(
+        "/v1/items/get",
+        "POST",
+        items.get,
+        "Items by id",
+        {"requestBody": ids},
+        response_model=GetResponse,
+        responses=problems,
+    )
 
 
 def _whole(app: FastAPI, config: ServeConfig, schemas: dict[str, Any]) -> Any:

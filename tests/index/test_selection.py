@@ -3,10 +3,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rayemb.index import selection as selection_module
 from rayemb.index.payload import Payload
-from rayemb.index.selection import Selections
+from rayemb.index.selection import Selection, Selections
 
 ROWS = 1000
 PAYLOAD = Payload(pa.table({"id": [str(i) for i in range(ROWS)], "n": list(range(ROWS))}))
@@ -44,3 +46,17 @@ def test_threads_share_the_selections() -> None:
         found = list(pool.map(lambda i: selections({"n": {"lt": i % 50}}).positions.tolist(), range(400)))
     assert found == [list(range(i % 50)) for i in range(400)]
     assert np.isclose(selections._bytes, sum(kept.bytes for kept in selections._kept.values()))
+
+
+@given(st.data())
+def test_what_is_left_of_selections_is_what_their_masks_say(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 70))
+    masks = st.lists(st.booleans(), min_size=rows, max_size=rows).map(np.array)
+    one, two = data.draw(masks), data.draw(masks)
+    gone = np.array(data.draw(st.lists(st.integers(0, rows - 1))), np.int64)
+    without = one.copy()
+    without[gone] = False
+    for found, mask in ((Selection(one).without(gone), without), (Selection(one).both(Selection(two)), one & two)):
+        assert found.mask().tolist() == mask.tolist()
+        assert (found.count, found.rows) == (mask.sum(), rows)
+        assert found.has(np.arange(rows)).tolist() == mask.tolist()

@@ -136,7 +136,9 @@ class Spread:
         self.embedder = Handle(Embedder(world.model_uri, manifest.model_digest, config, "image"))
         shards = range(len(manifest.shards))
         self.shards = [Handle(ShardServer(world.index_uri, manifest, i, config)) for i in shards]
-        self.engine = SpreadEngine(world.index_uri, manifest, self.embedder, self.shards, deadline_s)
+        self.engine = SpreadEngine(
+            world.index_uri, manifest, self.embedder, self.shards, ServeConfig(deadline_s=deadline_s)
+        )
 
 
 def test_spread_equals_local(world: World, local: LocalEngine) -> None:
@@ -193,7 +195,7 @@ def test_by_cell_only_the_owners_of_the_probed_cells_are_asked(world: World, tmp
         assert await asked(engine.search(x, 5)) == 1
         assert await asked(engine.search(x, 5, effort=Effort(nprobe=8))) == 3
         assert await asked(engine.search(x, 5, {"shape": "star"})) == 3
-        assert await asked(engine.words("star", 5)) == 3
+        assert await asked(engine.words_at(None, "star", 5)) == 3
         for width in ({}, {"recall": 1.0}, {"effort": Effort(nprobe=3)}):
             one, two = await engine.search(x, 20, **width), await local.search(x, 20, **width)
             np.testing.assert_array_equal(one.keys, two.keys)

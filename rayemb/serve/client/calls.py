@@ -61,6 +61,7 @@ class BatchHits:
     strategies: list[str]
     timings_ms: dict[str, float]
     request_id: str
+    updates: int | None = None
 
 
 @dataclass(frozen=True)
