@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
-# From keys to their places in a shard, -1 where it has them not.
 _POOL_THREADS = 8
+# Characters whose tokens are counted on the event loop: in less time than a thread takes to begin.
+_COUNTED_HERE = 2_000
 
 
 @dataclass(frozen=True)
@@ -167,13 +168,18 @@ class Encoder:
         """`searched`: what the index is of; images are searched with the texts that describe them."""
         self._kind: Literal["query", "text"] = "text" if searched == "image" else "query"
         self._model, self._limits, self._pool = model, config.image, pool
-        self._texts = Coalescer(self._embed_texts, config.max_batch, pool)
+        self._texts = Coalescer(
+            self._embed_texts, config.max_batch, pool, max_cells=config.max_batch_tokens, weigh=lambda item: item[1]
+        )
         self._images = Coalescer(self._embed_pixels, config.max_batch, pool)
 
     async def texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Unit vectors `(n, D)`, and the number of tokens that the model read."""
-        results = await self._texts(texts)
-        return np.stack([vector for vector, _ in results]), sum(tokens for _, tokens in results)
+        if sum(map(len, texts)) > _COUNTED_HERE:
+            tokens = await asyncio.get_running_loop().run_in_executor(self._pool, self._count, texts)
+        else:
+            tokens = self._count(texts)
+        return np.stack(await self._texts(list(zip(texts, tokens, strict=True)))), sum(tokens)
 
     async def images(self, images: Sequence[bytes]) -> Vectors:
         """Unit vectors `(n, D)`. Decoding fails (ImageError) for the one request, not for its batch."""
@@ -183,9 +189,12 @@ class Encoder:
         )
         return np.stack(await self._images(pixels))
 
-    def _embed_texts(self, texts: list[str]) -> list[tuple[Vectors, int]]:
-        tokens = (self._model.tokenizer(texts) != PADDING).sum(axis=1)
-        return list(zip(self._model.embed_texts(texts, kind=self._kind), tokens.tolist(), strict=True))
+    def _count(self, texts: Sequence[str]) -> list[int]:
+        counts: list[int] = (self._model.tokenizer(texts) != PADDING).sum(axis=1).tolist()
+        return counts
+
+    def _embed_texts(self, texts: list[tuple[str, int]]) -> list[Vectors]:
+        return list(self._model.embed_texts([text for text, _ in texts], kind=self._kind))
 
     def _embed_pixels(self, pixels: list[NDArray[np.uint8]]) -> list[Vectors]:
         return list(self._model.embed_pixels(np.stack(pixels)))

@@ -1,11 +1,8 @@
 """The engine of the `spread` topology: an embedder and one deployment per shard, behind Serve handles."""
 
 import asyncio
-import logging
-import math
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
@@ -14,64 +11,33 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
 
 from rayemb.data.embeddings import IMAGE
 from rayemb.index import Effort, Filter, Hits, Manifest, Query, QueryError, merge, queries
 from rayemb.index.placement import Router
 from rayemb.index.shard import open_embeddings, take_vectors
-from rayemb.models import ImageError
+from rayemb.serve.asks import Ask, Told
+from rayemb.serve.config import Part, ServeConfig
 from rayemb.serve.engine import Description, Found, FoundIds, Vectors, describe, shard_names
 from rayemb.serve.errors import EngineUnavailable
+from rayemb.serve.hop import Hedge, Hop, Unanswered
 from rayemb.serve.limits import remaining
 
-logger = logging.getLogger(__name__)
-
+A = TypeVar("A")
 T = TypeVar("T")
 # Ids whose row is known from an answer: their pictures are asked for next.
 _KNOWN_IDS = 50_000
-# Of a client's own deadline, the rest being for the merge and the answer.
-_SHARE_OF_CLIENT = 0.9
-
-
-class Breaker:
-    """Keeps requests from waiting, one after another, for a part that is known to be dead.
-
-    After a failure it is open for `rest_s`; then one call may try while the others still go without.
-    """
-
-    def __init__(self, rest_s: float) -> None:
-        self._rest_s = rest_s
-        self._open_until = 0.0
-        self._failed = False
-
-    def allows(self) -> bool:
-        """Whether to call now."""
-        if not self._failed:
-            return True
-        now = time.monotonic()
-        if now < self._open_until:
-            return False
-        self._open_until = now + self._rest_s
-        return True
-
-    def report(self, well: bool) -> None:
-        """What became of a call."""
-        self._failed = not well
-        if self._failed:
-            self._open_until = time.monotonic() + self._rest_s
 
 
 class SpreadEngine:
     """Searches shard deployments in parallel, each under a deadline, and says which did not answer.
 
-    `embedder` has `texts` and `images`, each of `shards` has `search`, `locate` and `ping`: Serve handles, or
-    anything whose methods' `.remote(...)` can be awaited.
+    A call carries all queries that wait for a part (`rayemb.serve.hop`). `embedder` has `texts`, `images` and `ping`,
+    each of `shards` has `answer` and `ping`: Serve handles, or anything whose methods' `.remote(...)` can be awaited.
     """
 
     def __init__(
-        self, index_uri: str, manifest: Manifest, embedder: Any, shards: Sequence[Any], deadline_s: float
+        self, index_uri: str, manifest: Manifest, embedder: Any, shards: Sequence[Any], config: ServeConfig
     ) -> None:
         if len(shards) != len(manifest.shards):
             raise QueryError(f"the index has {len(manifest.shards)} shards and {len(shards)} were deployed")
@@ -79,8 +45,14 @@ class SpreadEngine:
         self._table = open_embeddings(manifest)
         self._description = describe(manifest, self._table)
         self._names = shard_names(manifest)
-        self._embedder, self._shards, self._deadline_s = embedder, list(shards), deadline_s
-        self._breakers = [Breaker(deadline_s) for _ in shards]
+        self._parts = [("embedder", embedder), *zip(self._names, shards, strict=True)]
+        self._deadline_s = config.deadline_s
+        self._texts: Hop[list[str], tuple[Vectors, int]] = _hop("embedder", embedder, "texts", len, "embedder", config)
+        self._images: Hop[list[bytes], Vectors] = _hop("embedder", embedder, "images", len, "embedder", config)
+        self._shards: list[Hop[Ask, Any]] = [
+            _hop(name, shard, "answer", _weight, "shards", config)
+            for name, shard in zip(self._names, shards, strict=True)
+        ]
         self._known: OrderedDict[str, int] = OrderedDict()
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="rayemb-pictures")
         # Threads that wait for shards, apart from those that read the table.
@@ -92,15 +64,11 @@ class SpreadEngine:
 
     async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Unit vectors `(n, D)` and the number of tokens read."""
-        vectors, tokens = await self._embed(self._embedder.texts.remote(list(texts)))
-        return vectors, tokens
+        return await self._embed(self._texts, list(texts))
 
     async def embed_images(self, images: Sequence[bytes]) -> Vectors:
         """Unit vectors `(n, D)`. Raises ImageError for a bad one."""
-        result = await self._embed(self._embedder.images.remote(list(images)))
-        if isinstance(result, ImageError):
-            raise result
-        return np.asarray(result, np.float32)
+        return await self._embed(self._images, list(images))
 
     async def search(
         self,
@@ -114,7 +82,7 @@ class SpreadEngine:
         """The k best of the shards that answered in time; the others are named."""
         chosen = self._manifest.chosen_effort(effort, recall)
         wanted = await self._holders(vectors, filter, chosen)
-        return self._best(k, *await self._ask_all(wanted, "search", vectors, k, filter, chosen))
+        return self._best(k, *await self._ask_all(wanted, Ask("rows", vectors, k, filter, chosen)))
 
     async def search_ids(
         self,
@@ -128,18 +96,18 @@ class SpreadEngine:
         """The k best of the shards that answered in time, ids and scores alone; the others are named."""
         chosen = self._manifest.chosen_effort(effort, recall)
         wanted = await self._holders(vectors, filter, chosen)
-        found, missing = await self._ask_all(wanted, "search_ids", vectors, k, filter, chosen)
-        scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
-        all_keys = np.concatenate([answer[1].reshape(-1) for answer in found])
+        found, missing = await self._ask_all(wanted, Ask("ids", vectors, k, filter, chosen))
+        scores, keys = merge([told.scores for told in found], [told.keys for told in found], k)
+        all_keys = np.concatenate([told.keys.reshape(-1) for told in found])
         order = np.argsort(all_keys, kind="stable")
         at = np.searchsorted(all_keys[order], keys.reshape(-1)).clip(max=max(len(order) - 1, 0))
-        ids = pa.concat_arrays([answer[2] for answer in found])
+        ids = pa.concat_arrays([told.ids for told in found])
         ids = ids.take(pa.array(order[at], mask=keys.reshape(-1) < 0))
-        return FoundIds(scores, ids, missing, tuple(answer[3] for answer in found))
+        return FoundIds(scores, ids, missing, tuple(told.strategy for told in found))
 
     async def words(self, text: str, k: int, filter: Filter | None = None) -> Found:
         """The k best by BM25 of the shards that answered in time; the others are named."""
-        return self._best(k, *await self._ask_all(self._router.all, "words", text, k, filter))
+        return self._best(k, *await self._ask_all(self._router.all, Ask("words", k=k, filter=filter, text=text)))
 
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind: composed here, in a thread, of searches of the shards."""
@@ -165,9 +133,11 @@ class SpreadEngine:
 
     async def missing(self) -> list[str]:
         """The deployments that do not answer a ping within the deadline."""
-        parts = [("embedder", self._embedder), *zip(self._names, self._shards, strict=True)]
-        answers = await asyncio.gather(*(self._within(part.ping.remote()) for _, part in parts), return_exceptions=True)
-        return [name for (name, _), answer in zip(parts, answers, strict=True) if isinstance(answer, BaseException)]
+        calls = (self._within(part.ping.remote()) for _, part in self._parts)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        return [
+            name for (name, _), answer in zip(self._parts, answers, strict=True) if isinstance(answer, BaseException)
+        ]
 
     # -- calls ---------------------------------------------------------------------------------------------
 
@@ -175,12 +145,13 @@ class SpreadEngine:
         # A call to a deployment without a live replica waits for ever; it does not raise.
         return await asyncio.wait_for(call, remaining(self._deadline_s))
 
-    async def _embed(self, call: Awaitable[T]) -> T:
+    async def _embed(self, hop: "Hop[A, T]", request: A) -> T:
         try:
-            return await self._within(call)
-        except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
-            logger.warning("the embedder did not answer (%s)", type(error).__name__)
+            if hop.allows():
+                return await hop(request)
+        except Unanswered as error:
             raise EngineUnavailable("the embedder does not answer", fix="try again in some seconds") from error
+        raise EngineUnavailable("the embedder does not answer", fix="try again in some seconds")
 
     async def _holders(self, vectors: Vectors, filter: Filter | None, effort: Effort) -> Sequence[int]:
         """The shards that have what a search looks into; under a filter that may lie anywhere."""
@@ -189,42 +160,32 @@ class SpreadEngine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._router.shards, vectors, effort.nprobe)
 
-    async def _ask_all(self, wanted: Sequence[int], method: str, *args: Any) -> tuple[list[Any], list[str]]:
-        """What the `wanted` shards answered, and the names of those that did not.
+    async def _ask_all(self, wanted: Sequence[int], ask: Ask) -> tuple[list[Any], list[str]]:
+        """What the `wanted` shards told, and the names of those that did not answer.
 
         Raises QueryError, or EngineUnavailable if none did.
         """
-        asked = [number for number in wanted if self._breakers[number].allows()]
-        answers = await asyncio.gather(*(self._ask(number, method, *args) for number in asked))
-        found = [answer for answer in answers if answer is not None]
-        for answer in found:
-            if isinstance(answer, QueryError):
+        asked = [number for number in wanted if self._shards[number].allows()]
+        answers = await asyncio.gather(*(self._shards[number](ask) for number in asked), return_exceptions=True)
+        found: list[Any] = []
+        answered: set[int] = set()
+        for number, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Unanswered):
+                continue
+            if isinstance(answer, BaseException):
                 raise answer
+            found.append(answer)
+            answered.add(number)
         if not found:
             raise EngineUnavailable("no shard of the index answers", fix="try again in some seconds")
-        answered = {number for number, answer in zip(asked, answers, strict=True) if answer is not None}
         return found, [self._names[number] for number in wanted if number not in answered]
 
-    def _best(self, k: int, found: list[Any], missing: list[str]) -> Found:
-        scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
-        rows = {key: row for answer in found for key, row in answer[2].items()}
+    def _best(self, k: int, found: list[Told], missing: list[str]) -> Found:
+        scores, keys = merge([told.scores for told in found], [told.keys for told in found], k)
+        rows = {key: row for told in found for key, row in (told.rows or {}).items()}
         kept = {int(key) for key in keys.flat if key >= 0}
         self._remember({key: rows[key] for key in kept})
-        return Found(scores, keys, rows, missing, tuple(answer[3] for answer in found))
-
-    async def _ask(self, number: int, method: str, *args: Any) -> Any:
-        # A client with less time left than that gets what there is by then: a part rather than nothing.
-        left = remaining(math.inf) * _SHARE_OF_CLIENT
-        try:
-            call = getattr(self._shards[number], method).remote(*args)
-            answer = await asyncio.wait_for(call, min(self._deadline_s, left))
-        except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
-            logger.warning("%s did not answer (%s)", self._names[number], type(error).__name__)
-            if not isinstance(error, TimeoutError) or left >= self._deadline_s:  # else it had no time to
-                self._breakers[number].report(False)
-            return None
-        self._breakers[number].report(True)
-        return answer
+        return Found(scores, keys, rows, missing, tuple(told.strategy for told in found))
 
     async def key_of(self, item: str) -> int | None:
         """The key of the row with this id, or None. EngineUnavailable if that cannot be told."""
@@ -236,12 +197,12 @@ class SpreadEngine:
         return take_vectors(self._table, np.asarray(keys, np.int64))
 
     async def _locate(self, item: str) -> int | None:
-        calls = (self._within(shard.locate.remote(item)) for shard in self._shards)
-        answers = await asyncio.gather(*calls, return_exceptions=True)
+        asks = (shard(Ask("key", text=item)) for shard in self._shards if shard.allows())
+        answers = await asyncio.gather(*asks, return_exceptions=True)
         keys = [answer for answer in answers if isinstance(answer, int)]
         if keys:
             return keys[0]
-        if any(isinstance(answer, BaseException) for answer in answers):
+        if len(answers) < len(self._shards) or any(isinstance(answer, BaseException) for answer in answers):
             # Not a 404: the shard that does not answer may hold it.
             raise EngineUnavailable("a shard of the index does not answer", fix="try again in some seconds")
         return None
@@ -251,6 +212,28 @@ class SpreadEngine:
             self._known[str(row["id"])] = key
         while len(self._known) > _KNOWN_IDS:
             self._known.popitem(last=False)
+
+
+def _hop(
+    name: str, handle: Any, method: str, weigh: Callable[[Any], int], part: Part, config: ServeConfig
+) -> Hop[Any, Any]:
+    spread, replicas = config.spread, config.most(part)
+    return Hop(
+        name,
+        # Not the bound method: where the router shares the event loop, that one has to run when it is made.
+        lambda items, within_s: getattr(handle, method).remote(items, within_s),
+        deadline_s=config.deadline_s,
+        most=min(spread.call_queries, config.max_batch) if part == "embedder" else spread.call_queries,
+        weigh=weigh,
+        # Without batches nothing is gained by waiting.
+        abreast=replicas * spread.calls if spread.call_queries > 1 else config.max_ongoing_requests,
+        hedge=Hedge(spread.hedge, spread.hedge_floor_s, config.deadline_s),
+        spare=replicas > 1,
+    )
+
+
+def _weight(ask: Ask) -> int:
+    return ask.weight
 
 
 class _Shards:
