@@ -204,10 +204,13 @@ def verified_path(index_uri: str, info: File) -> str:
             path = storage.local_path(uri)
             found = storage.sha256_file(path)
         except (storage.StorageError, OSError) as error:
+            # What the store or the disk says: no such file, no answer, no space for the local copy.
+            told = error.what if isinstance(error, storage.StorageError) else error.strerror or str(error)
+            full = "No space left" in told
             raise IndexArtefactError(
-                "the file is missing or cannot be read",
+                f"the file is missing or cannot be read: {told}",
                 where=uri,
-                fix="copy it again, or build the index again",
+                fix="make room where TMPDIR points" if full else "copy it again, or build the index again",
             ) from error
         if found == info.sha256:
             return path

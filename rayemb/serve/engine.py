@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -22,6 +23,7 @@ from rayemb.index.columns import kind_of
 from rayemb.models import PADDING, Model
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
+from rayemb.serve.errors import EngineUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -224,6 +226,16 @@ def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
     )
 
 
+@contextmanager
+def reading_table() -> Iterator[None]:
+    """Storage that does not answer is a state that passes: the rest of the service needs it not."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("the embeddings table cannot be read (%s)", " ".join(str(error).split())[:300])
+        raise EngineUnavailable("the storage of the embeddings does not answer", fix="try again later") from error
+
+
 def shard_names(manifest: Manifest) -> list[str]:
     """How the shards are called in answers and on the dashboard, in order."""
     return [f"shard-{number}" for number in range(len(manifest.shards))]
@@ -273,7 +285,12 @@ class LocalEngine:
 
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind."""
-        return await self._run(lambda: self._found(self._index.query(vector, query)))
+
+        def found() -> Found:
+            with reading_table():
+                return self._found(self._index.query(vector, query))
+
+        return await self._run(found)
 
     def _found(self, hits: Hits) -> Found:
         keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
@@ -299,7 +316,12 @@ class LocalEngine:
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none."""
-        return await self._run(self._index.image, item)
+
+        def picture() -> bytes | None:
+            with reading_table():
+                return self._index.image(item)
+
+        return await self._run(picture)
 
     async def missing(self) -> list[str]:
         """Nothing is missing in a process that lives."""

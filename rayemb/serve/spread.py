@@ -18,7 +18,7 @@ from rayemb.index.placement import Router
 from rayemb.index.shard import open_embeddings, take_vectors
 from rayemb.serve.asks import Ask, Told
 from rayemb.serve.config import Part, ServeConfig
-from rayemb.serve.engine import Description, Found, FoundIds, Vectors, describe, shard_names
+from rayemb.serve.engine import Description, Found, FoundIds, Vectors, describe, reading_table, shard_names
 from rayemb.serve.errors import EngineUnavailable
 from rayemb.serve.hop import Hedge, Hop, Unanswered
 from rayemb.serve.limits import remaining
@@ -126,10 +126,13 @@ class SpreadEngine:
         key = await self.key_of(item)
         if key is None:
             return None
-        loop = asyncio.get_running_loop()
-        rows = await loop.run_in_executor(self._pool, self._table.take, [key], [IMAGE])
-        picture: bytes | None = rows[0][IMAGE]
-        return picture
+
+        def picture() -> bytes | None:
+            with reading_table():
+                found: bytes | None = self._table.take([key], [IMAGE])[0][IMAGE]
+            return found
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, picture)
 
     async def missing(self) -> list[str]:
         """The deployments that do not answer a ping within the deadline."""
@@ -194,7 +197,8 @@ class SpreadEngine:
 
     def vectors_of(self, keys: Sequence[int]) -> Vectors:
         """Vectors of rows, from the table; blocks."""
-        return take_vectors(self._table, np.asarray(keys, np.int64))
+        with reading_table():
+            return take_vectors(self._table, np.asarray(keys, np.int64))
 
     async def _locate(self, item: str) -> int | None:
         asks = (shard(Ask("key", text=item)) for shard in self._shards if shard.allows())
