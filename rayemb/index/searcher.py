@@ -37,25 +37,25 @@ class Index:
         self._pool = _pool(len(self.shards)) if len(self.shards) > 1 else None
 
     @classmethod
-    def open(cls, index_uri: str, *, model_digest: str | None = None) -> "Index":
+    def open(cls, index_uri: str, *, model_digest: str | None = None, mapped: bool = True) -> "Index":
         """The published index at `index_uri`, every checksum verified.
 
         `model_digest` is the digest of the model that will embed the queries; vectors of two models do not
         compare. Raises IndexArtefactError if it is not the one that the index and its embeddings name, or if
-        a file is missing or altered.
+        a file is missing or altered. `mapped` as in `Shard.open`.
         """
         manifest = load_manifest(index_uri)
         try:
-            return cls._open(index_uri, manifest, model_digest)
+            return cls._open(index_uri, manifest, model_digest, mapped)
         except IndexArtefactError:
             # A rebuild may have been published since the manifest was read, and removed the files it names.
             published = load_manifest(index_uri)
             if published.version == manifest.version:
                 raise
-            return cls._open(index_uri, published, model_digest)
+            return cls._open(index_uri, published, model_digest, mapped)
 
     @classmethod
-    def _open(cls, index_uri: str, manifest: Manifest, model_digest: str | None) -> "Index":
+    def _open(cls, index_uri: str, manifest: Manifest, model_digest: str | None, mapped: bool) -> "Index":
         if model_digest is not None and model_digest != manifest.model_digest:
             raise IndexArtefactError(
                 f"the index was built with model {manifest.model_digest[:12]} and the queries are of model "
@@ -65,9 +65,8 @@ class Index:
             )
         embeddings = open_embeddings(manifest)
         with ThreadPoolExecutor(min(len(manifest.shards), 8)) as pool:
-            shards = list(
-                pool.map(lambda i: Shard.open(index_uri, manifest, i, embeddings), range(len(manifest.shards)))
-            )
+            numbers = range(len(manifest.shards))
+            shards = list(pool.map(lambda i: Shard.open(index_uri, manifest, i, embeddings, mapped=mapped), numbers))
         return cls(manifest, shards, embeddings, Router(index_uri, manifest))
 
     @property

@@ -67,10 +67,19 @@ class Shard:
         self._filtered = FilteredSearch(faiss_shard, self._exact)
 
     @classmethod
-    def open(cls, index_uri: str, manifest: Manifest, i: int, embeddings: EmbeddingsTable | None = None) -> "Shard":
+    def open(
+        cls,
+        index_uri: str,
+        manifest: Manifest,
+        i: int,
+        embeddings: EmbeddingsTable | None = None,
+        *,
+        mapped: bool = True,
+    ) -> "Shard":
         """Shard `i` of the index at `index_uri`, after its checksum has been verified.
 
         `embeddings` saves opening the table again; default: the manifest's table at the manifest's version.
+        `mapped`: vectors come into memory as they are searched; else all at once.
         Raises IndexArtefactError naming the file if it is missing, altered, or not what the manifest says.
         """
         info = manifest.shards[i]
@@ -78,7 +87,7 @@ class Shard:
         path = verified_path(index_uri, info)
         where = storage.join(index_uri, info.file)
         try:
-            loaded = FaissShard(load_index(path))
+            loaded = FaissShard(load_index(path, mapped=mapped))
         except RuntimeError as error:
             raise IndexArtefactError(f"FAISS cannot read it ({reason(error)})", where=where) from error
         if (loaded.rows, loaded.dim) != (info.rows, manifest.dim):

@@ -87,6 +87,11 @@ class ServeConfig(Config):
         description="CPUs that each replica reserves on the cluster; the index in memory is not counted",
     )
     threads: int = Field(1, ge=1, description="threads of torch and of FAISS in each replica")
+    mapped: bool = Field(
+        True,
+        description="map shards into memory: they open at once, may be larger than memory, and replicas of a machine "
+        "share them; false: read them whole, so that no first query waits for the disk",
+    )
     max_k: int = Field(100, ge=1, le=10_000, description="most hits of one search")
     reranker: str | None = Field(
         None, description="directory of a cross-encoder (safetensors), for searches with `rerank`; null: none"

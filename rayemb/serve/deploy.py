@@ -121,7 +121,7 @@ class ShardServer:
     """One shard of an index. One deployment each, because Serve's replica ranks are no shard numbers."""
 
     def __init__(self, index_uri: str, manifest: Manifest, number: int, config: ServeConfig) -> None:
-        self._shard = Shard.open(index_uri, manifest, number)
+        self._shard = Shard.open(index_uri, manifest, number, mapped=config.mapped)
         self._pool = ThreadPoolExecutor(4, "rayemb-shard", use_threads, (config.threads,))
 
     async def answer(self, asks: list[Ask], within_s: list[float]) -> list[Reply]:

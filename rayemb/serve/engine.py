@@ -251,7 +251,7 @@ class LocalEngine:
         config = config or ServeConfig()
         use_threads(config.threads)
         model = Model.load(model_uri)
-        self._index = Index.open(index_uri, model_digest=model.digest)
+        self._index = Index.open(index_uri, model_digest=model.digest, mapped=config.mapped)
         self._description = describe(self._index.manifest, self._index.embeddings)
         # The number of OpenMP threads belongs to each thread: set it in every one that computes.
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
