@@ -26,6 +26,8 @@ _RECENT, _FEW = 128, 16
 _LATE, _LATE_AT_FIRST = 0.95, 0.25
 # Second calls that a quiet time may save up for.
 _SAVED = 5.0
+# Of a deadline: what makes a call stuck, and what is the whole of it but for the rounding of timers.
+_STUCK, _WHOLE = 0.5, 0.98
 # Late calls beside those in time, for each of those.
 _ASIDE = 3
 _FAILURES = (RayError, RayServeException, BackPressureError)
@@ -67,7 +69,8 @@ class Hedge:
     """When a call is late, and whether it may be made a second time (Dean and Barroso, The Tail at Scale, 2013).
 
     Late is what takes longer than 95 % of the recent calls did, and than `floor_s`. Second calls are `share` of all
-    at most, but for a few saved up in quiet times: a part that is slow under load does not get twice the load.
+    at most, but for a few saved up in quiet times, and for calls that are stuck: a part that is slow under load does
+    not get twice the load.
     """
 
     def __init__(self, share: float, floor_s: float, deadline_s: float) -> None:
@@ -89,8 +92,14 @@ class Hedge:
         """A call was answered after `seconds`."""
         self._recent.append(seconds)
 
-    def spend(self) -> bool:
-        """Whether a call may be made a second time now; that one is then spent."""
+    def spend(self, *, stuck: bool) -> bool:
+        """Whether a call may be made a second time now; that one is then spent.
+
+        `stuck`: half of its deadline is over. Where the others are answered in half of that it hangs in a replica, and
+        only a second call saves its answers; under load all are slow, and it would add to that.
+        """
+        if stuck and self.late_s() < self._deadline_s * _STUCK / 2:
+            return True
         if self._credit < 1.0:
             return False
         self._credit -= 1.0
@@ -234,17 +243,19 @@ class _Call(Generic[A, B]):
         self._started = time.monotonic()
         self._tasks: set[asyncio.Task[Sequence[B | Exception]]] = set()
         self._tries = 0
-        self._late = self._aside = False
+        self._aside = False
 
     async def answers(self) -> Sequence[B | Exception]:
         """The first answers that come. Raises TimeoutError, _Abandoned, or what the last call failed with."""
         hop, gone = self._hop, _all_done(self._batch)
         until, late_at = self._started + hop._deadline_s, self._started + hop._hedge.late_s()
+        stuck_at = self._started + hop._deadline_s * _STUCK
         hop._hedge.called()
         self._ask()
         try:
             while True:
-                wait_s = (until if self._late else min(until, late_at)) - time.monotonic()
+                ahead = [at for at in (late_at, stuck_at, until) if at > time.monotonic()]
+                wait_s = min(ahead, default=until) - time.monotonic()
                 waited: set[asyncio.Future[Any]] = {*self._tasks, gone}
                 await asyncio.wait(waited, timeout=max(0.0, wait_s), return_when=asyncio.FIRST_COMPLETED)
                 failure: BaseException | None = None
@@ -254,16 +265,21 @@ class _Call(Generic[A, B]):
                     if failure is None:
                         hop._hedge.answered(time.monotonic() - self._started)
                         return task.result()
-                if gone.done():
+                now = time.monotonic()
+                if gone.done() and now < self._started + hop._deadline_s * _WHOLE:
                     raise _Abandoned
-                if time.monotonic() >= until:
+                if gone.done() or now >= until:
+                    hop._hedge.answered(hop._deadline_s)
                     raise TimeoutError
                 if failure is not None and not self._tasks:
                     if self._tries > 1 or not hop._spare or not isinstance(failure, _FAILURES):
                         raise failure
                     self._ask()  # its replica died, and another one lives
-                elif not self._late and time.monotonic() >= late_at:
+                elif now >= late_at:
                     self._become_late()
+                    if self._tries == 1 and hop._spare and hop._hedge.spend(stuck=now >= stuck_at):
+                        hop.hedged += 1
+                        self._ask()
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -276,15 +292,12 @@ class _Call(Generic[A, B]):
             self._hop._calls -= 1
 
     def _become_late(self) -> None:
-        hop, self._late = self._hop, True
-        if hop._calls_aside < _ASIDE * hop._abreast:
+        hop = self._hop
+        if not self._aside and hop._calls_aside < _ASIDE * hop._abreast:
             self._aside = True
             hop._calls_aside += 1
             hop._calls -= 1
             hop._wake()
-        if hop._spare and self._tries == 1 and hop._hedge.spend():
-            hop.hedged += 1
-            self._ask()
 
     def _ask(self) -> None:
         self._tries += 1

@@ -167,6 +167,35 @@ def test_late_follows_the_recent_latencies() -> None:
     assert hedge.late_s() == 0.02
 
 
+def test_a_stuck_call_is_made_again_whatever_the_share_unless_all_are_slow() -> None:
+    async def main() -> None:
+        part = Part(5.0, 0.01)
+        calls = hop(part, floor_s=0.05, spare=True, deadline_s=0.4)
+        calls._hedge._deadline_s = 0.4
+        calls._hedge._recent.extend([0.01] * 50)
+        started = time.monotonic()
+        assert await calls(1) == 10
+        assert 0.2 <= time.monotonic() - started < 0.4
+        part.calls.clear()
+        calls._hedge._recent.extend([0.3] * 128)
+        with pytest.raises(Unanswered):
+            await calls(1)
+        assert len(part.calls) == 1
+
+    asyncio.run(main())
+
+
+def test_a_lone_question_to_a_dead_part_opens_the_breaker() -> None:
+    async def main() -> None:
+        calls = hop(Part(5.0), deadline_s=0.1)
+        with pytest.raises(Unanswered):
+            await calls(1)
+        await asyncio.sleep(0)
+        assert not calls.allows()
+
+    asyncio.run(main())
+
+
 def test_without_a_spare_replica_nothing_is_made_twice() -> None:
     async def main() -> None:
         part = Part(0.1)
