@@ -9,22 +9,23 @@ from rayemb.serve.config import ServeConfig
 from rayemb.serve.deploy import application
 from tests.serve.conftest import World
 
-SHARDS = {"min_replicas": 2, "max_replicas": 5, "target_ongoing": 0.7}
+SHARDS: Any = {"min_replicas": 2, "max_replicas": 5, "target_ongoing": 0.7}
 
 
 def test_parts_have_the_replicas_they_were_given() -> None:
-    config = ServeConfig(topology="spread", replicas=2, num_cpus=0.5, scaling={"shards": SHARDS})  # type: ignore[dict-item]
+    config = ServeConfig(topology="spread", replicas=2, num_cpus=0.5, scaling={"shards": SHARDS})
     assert [config.least(part) for part in ("gateway", "embedder", "shards")] == [2, 2, 2]
     assert [config.most(part) for part in ("gateway", "embedder", "shards")] == [2, 2, 5]
     assert config.cpus_needed(4) == (2 + 2 + 4 * 2) * 0.5
     assert ServeConfig(replicas=3, num_cpus=1).cpus_needed(4) == 3
+    wrong: Any
     for wrong in ({"router": SHARDS}, {"shards": {}}, {"shards": {"min_replicas": 3, "max_replicas": 2}}):
         with pytest.raises(ValidationError, match="scaling"):
-            ServeConfig(scaling=wrong)  # type: ignore[arg-type]
+            ServeConfig(scaling=wrong)
 
 
 def test_serve_scales_what_is_named_and_nothing_else(world: World) -> None:
-    config = ServeConfig(topology="spread", replicas=2, scaling={"shards": SHARDS})  # type: ignore[dict-item]
+    config = ServeConfig(topology="spread", replicas=2, scaling={"shards": SHARDS})
     app: Any = application(world.model_uri, world.index_uri, config)
     gateway = app._bound_deployment
     *_, embedder, shards = gateway.init_args
