@@ -169,6 +169,8 @@ class Hop(Generic[A, B]):
         try:
             return await asyncio.wait_for(asked.future, within_s)
         except TimeoutError as error:
+            if within_s >= self._deadline_s:  # else it had no time to
+                self._breaker.report(False)
             raise Unanswered(f"{self._name} did not answer within {within_s:.3g} s") from error
 
     def _wake(self) -> None:
