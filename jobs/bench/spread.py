@@ -37,7 +37,7 @@ from rayemb.data.embeddings import ID, VECTOR, embeddings_schema
 from rayemb.index import IndexConfig, build_index
 from rayemb.models import ConvNetConfig, Model, TextTokenizer, TextTransformerConfig, TokenizerConfig, TwoTowerConfig
 from rayemb.serve.config import ServeConfig, SpreadConfig
-from rayemb.serve.deploy import application
+from rayemb.serve.deploy import application, cluster_environment
 
 DIM, WORDS = 128, [f"{a}{b}{c}" for a in "kstpm" for b in "aeiou" for c in "lrnd"]
 CLIENTS = (1, 8, 32)
@@ -160,10 +160,15 @@ def deploy(folder: str, rows: int, shards: int, port: int) -> None:
     for name, spread in CONFIGS.items():
         config = ServeConfig(topology="spread", spread=spread, num_cpus=0.2, max_ongoing_requests=64, open=True)
         targets.append(serve.RunTarget(application(model, index, config), name, f"/{name}", quiet))
-    serve.run_many(targets)
+    # It would make handles, for which the optimised settings want an event loop.
+    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    while (states := {app.status.value for app in serve.status().applications.values()}) != {"RUNNING"}:
+        if "DEPLOY_FAILED" in states:
+            sys.exit(str(serve.status()))
+        time.sleep(0.5)
 
 
-def report(found: dict[tuple[str, int], list[Phase]], shards: int) -> str:
+def report(found: dict[tuple[str, int], list[Phase]], shards: int, ingress: str) -> str:
     """The table: medians over the rounds."""
     lines = [
         "| clients | application | QPS | times naive | p50 ms | p99 ms | CPU ms a query | failed |",
@@ -177,7 +182,7 @@ def report(found: dict[tuple[str, int], list[Phase]], shards: int) -> str:
         times = median[name, clients] / median["naive", clients]
         cells = [clients, name, f"{median[name, clients]:,.0f}", f"{times:.1f}", *(f"{v:.1f}" for v in middle.values())]
         lines.append("| " + " | ".join(map(str, [*cells, sum(p.failed for p in phases)])) + " |")
-    return f"## Spread: one embedder, {shards} shards, over HTTP\n\n" + "\n".join(lines)
+    return f"## Spread: one embedder, {shards} shards, behind {ingress}\n\n" + "\n".join(lines)
 
 
 def main() -> None:
@@ -188,14 +193,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--port", type=int, default=8123)
+    parser.add_argument("--haproxy", action="store_true", help="HAProxy as the ingress; it listens on every interface")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, connect(ClusterConfig(num_cpus=8, object_store_mb=400)):
+    env = cluster_environment(ServeConfig(host="0.0.0.0", open=True)) if arguments.haproxy else {}
+    with tempfile.TemporaryDirectory() as folder, connect(ClusterConfig(num_cpus=8, object_store_mb=400), env):
         try:
             deploy(folder, arguments.rows, arguments.shards, arguments.port)
             found = asyncio.run(measure(arguments.port, arguments.rounds, arguments.seconds))
         finally:
             serve.shutdown()
-    sys.stdout.write(report(found, arguments.shards) + "\n")
+    sys.stdout.write(report(found, arguments.shards, "HAProxy" if arguments.haproxy else "Serve's proxy") + "\n")
 
 
 if __name__ == "__main__":
