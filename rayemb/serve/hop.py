@@ -28,6 +28,8 @@ _LATE, _LATE_AT_FIRST = 0.95, 0.25
 _SAVED = 5.0
 # Of a deadline: what makes a call stuck, and what is the whole of it but for the rounding of timers.
 _STUCK, _WHOLE = 0.5, 0.98
+# How much of what calls usually take is forgotten with each.
+_FORGOTTEN = 0.2
 # Late calls beside those in time, for each of those.
 _ASIDE = 3
 _FAILURES = (RayError, RayServeException, BackPressureError)
@@ -118,8 +120,10 @@ class _Asked(Generic[A, B]):
 class Hop(Generic[A, B]):
     """Calls to one part of the service, each with all the questions that wait.
 
-    A lone question goes at once; while `abreast` calls are under way the next batch gathers. A call that is late no
-    longer counts as one of them, so that what is stuck does not hold up the rest.
+    A lone question goes at once; while `abreast` calls are under way the next batch gathers. After a call it gathers on
+    for as long as calls usually take, unless all who are at work wait already: parts that answer quickly would else be
+    called for a query or two each time, and under load the calls are what costs. A call that is late no longer counts
+    as one of them, so that what is stuck does not hold up the rest.
 
     Args:
         name: of the part, for the log.
@@ -130,6 +134,7 @@ class Hop(Generic[A, B]):
         abreast: calls under way at once.
         hedge: when a call is late and may be made twice.
         spare: whether there are replicas enough for a second call; one that failed is then made again too.
+        at_work: how many questions there are, here and at other parts, which may come here next.
     """
 
     def __init__(
@@ -143,14 +148,18 @@ class Hop(Generic[A, B]):
         abreast: int,
         hedge: Hedge,
         spare: bool,
+        at_work: Callable[[], int] = lambda: 0,
     ) -> None:
         self._name, self._call, self._deadline_s = name, call, deadline_s
         self._most, self._weigh, self._abreast = most, weigh, abreast
         self._hedge, self._spare = hedge, spare
+        self._at_work = at_work
+        self._ended = self._usual_s = 0.0
         self._breaker = Breaker(deadline_s)
         self._waiting: deque[_Asked[A, B]] = deque()
         self._calls = self._calls_aside = 0
         self._woken = False
+        self._held: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.hedged = 0
 
@@ -182,6 +191,14 @@ class Hop(Generic[A, B]):
 
     def _pump(self) -> None:
         self._woken = False
+        held_s = self._ended + self._usual_s - time.monotonic()
+        if self._waiting and held_s > 0 and self._at_work() > len(self._waiting):
+            if self._held is None:
+                self._held = asyncio.get_running_loop().call_later(held_s, self._go_on)
+            return
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
         while self._waiting and self._calls < self._abreast:
             batch = self._gathered()
             if batch:
@@ -190,6 +207,11 @@ class Hop(Generic[A, B]):
                 task = asyncio.get_running_loop().create_task(self._send(batch))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def _go_on(self) -> None:
+        self._held = None
+        self._ended = 0.0
+        self._pump()
 
     def _gathered(self) -> list[_Asked[A, B]]:
         batch: list[_Asked[A, B]] = []
@@ -223,6 +245,10 @@ class Hop(Generic[A, B]):
                 _fail(asked, error)
         else:
             self._breaker.report(True)
+            self._ended = time.monotonic()
+            # Late ones do not count: the next batch would wait for what hangs.
+            took_s = min(call.took_s, self._hedge.late_s())
+            self._usual_s += (took_s - self._usual_s) * _FORGOTTEN
             for asked, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, Exception):
                     _fail(asked, answer)
@@ -285,6 +311,11 @@ class _Call(Generic[A, B]):
         finally:
             for task in self._tasks:
                 task.cancel()
+
+    @property
+    def took_s(self) -> float:
+        """The seconds since it was made."""
+        return time.monotonic() - self._started
 
     def ended(self) -> None:
         """The call is under way no longer."""

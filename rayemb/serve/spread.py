@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
@@ -46,12 +47,15 @@ class SpreadEngine:
         self._description = describe(manifest, self._table)
         self._names = shard_names(manifest)
         self._parts = [("embedder", embedder), *zip(self._names, shards, strict=True)]
-        self._deadline_s = config.deadline_s
-        self._texts: Hop[list[str], tuple[Vectors, int]] = _hop("embedder", embedder, "texts", len, "embedder", config)
-        self._images: Hop[list[bytes], Vectors] = _hop("embedder", embedder, "images", len, "embedder", config)
+        self._deadline_s, self._at_work = config.deadline_s, 0
+
+        def hop(name: str, handle: Any, method: str, weigh: Callable[[Any], int], part: Part) -> Hop[Any, Any]:
+            return _hop(name, handle, method, weigh, part, config, lambda: self._at_work)
+
+        self._texts: Hop[list[str], tuple[Vectors, int]] = hop("embedder", embedder, "texts", len, "embedder")
+        self._images: Hop[list[bytes], Vectors] = hop("embedder", embedder, "images", len, "embedder")
         self._shards: list[Hop[Ask, Any]] = [
-            _hop(name, shard, "answer", _weight, "shards", config)
-            for name, shard in zip(self._names, shards, strict=True)
+            hop(name, shard, "answer", _weight, "shards") for name, shard in zip(self._names, shards, strict=True)
         ]
         self._known: OrderedDict[str, int] = OrderedDict()
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="rayemb-pictures")
@@ -64,11 +68,13 @@ class SpreadEngine:
 
     async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Unit vectors `(n, D)` and the number of tokens read."""
-        return await self._embed(self._texts, list(texts))
+        with self._working():
+            return await self._embed(self._texts, list(texts))
 
     async def embed_images(self, images: Sequence[bytes]) -> Vectors:
         """Unit vectors `(n, D)`. Raises ImageError for a bad one."""
-        return await self._embed(self._images, list(images))
+        with self._working():
+            return await self._embed(self._images, list(images))
 
     async def search(
         self,
@@ -142,6 +148,14 @@ class SpreadEngine:
             name for (name, _), answer in zip(self._parts, answers, strict=True) if isinstance(answer, BaseException)
         ]
 
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+
     # -- calls ---------------------------------------------------------------------------------------------
 
     async def _within(self, call: Awaitable[T]) -> T:
@@ -169,7 +183,8 @@ class SpreadEngine:
         Raises QueryError, or EngineUnavailable if none did.
         """
         asked = [number for number in wanted if self._shards[number].allows()]
-        answers = await asyncio.gather(*(self._shards[number](ask) for number in asked), return_exceptions=True)
+        with self._working():
+            answers = await asyncio.gather(*(self._shards[number](ask) for number in asked), return_exceptions=True)
         found: list[Any] = []
         answered: set[int] = set()
         for number, answer in zip(asked, answers, strict=True):
@@ -219,7 +234,13 @@ class SpreadEngine:
 
 
 def _hop(
-    name: str, handle: Any, method: str, weigh: Callable[[Any], int], part: Part, config: ServeConfig
+    name: str,
+    handle: Any,
+    method: str,
+    weigh: Callable[[Any], int],
+    part: Part,
+    config: ServeConfig,
+    at_work: Callable[[], int],
 ) -> Hop[Any, Any]:
     spread, replicas = config.spread, config.most(part)
     return Hop(
@@ -233,6 +254,7 @@ def _hop(
         abreast=replicas * spread.calls if spread.call_queries > 1 else config.max_ongoing_requests,
         hedge=Hedge(spread.hedge, spread.hedge_floor_s, config.deadline_s),
         spare=replicas > 1,
+        at_work=at_work if spread.call_queries > 1 else lambda: 0,
     )
 
 

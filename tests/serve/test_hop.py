@@ -60,6 +60,37 @@ def test_what_waits_goes_together_and_a_lone_question_at_once() -> None:
     asyncio.run(main())
 
 
+def test_after_a_call_a_batch_gathers_as_long_as_calls_take_where_others_are_at_work() -> None:
+    async def main() -> None:
+        at_work = 1
+        part = Part(0.05)
+        calls = hop(part, most=10, at_work=lambda: at_work)
+        for i in range(20):
+            assert await calls(i + 100) == (i + 100) * 10
+        started = time.monotonic()
+        await calls(1)
+        assert time.monotonic() - started < 0.09  # alone: at once
+        at_work = 3
+        part.calls.clear()
+        first = asyncio.create_task(calls(2))
+        await asyncio.sleep(0.01)
+        assert part.calls == []
+        second = asyncio.create_task(calls(3))
+        assert [await first, await second] == [20, 30]
+        assert part.calls == [[2, 3]]
+        assert time.monotonic() - started < 0.5
+        # All who are at work wait: nothing is to be gained.
+        third = asyncio.create_task(calls(4))
+        await asyncio.sleep(0.001)
+        at_work = 2
+        fourth = asyncio.create_task(calls(5))
+        await asyncio.sleep(0.01)
+        assert part.calls[1:] == [[4, 5]]
+        assert [await third, await fourth] == [40, 50]
+
+    asyncio.run(main())
+
+
 def test_a_heavy_question_goes_alone_and_as_many_calls_as_replicas() -> None:
     async def main() -> None:
         part = Part(0.05)
