@@ -58,7 +58,8 @@ class SpreadEngine:
             hop(name, shard, "answer", _weight, "shards") for name, shard in zip(self._names, shards, strict=True)
         ]
         self._known: OrderedDict[str, int] = OrderedDict()
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="rayemb-pictures")
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="rayemb-table")
+        self._routers = ThreadPoolExecutor(2, thread_name_prefix="rayemb-routing")
         # Threads that wait for shards, apart from those that read the table.
         self._composers = ThreadPoolExecutor(8, thread_name_prefix="rayemb-queries")
 
@@ -132,13 +133,11 @@ class SpreadEngine:
         key = await self.key_of(item)
         if key is None:
             return None
-
-        def picture() -> bytes | None:
-            with reading_table():
-                found: bytes | None = self._table.take([key], [IMAGE])[0][IMAGE]
-            return found
-
-        return await asyncio.get_running_loop().run_in_executor(self._pool, picture)
+        with reading_table():
+            loop = asyncio.get_running_loop()
+            rows = await self._within(loop.run_in_executor(self._pool, self._table.take, [key], [IMAGE]))
+        picture: bytes | None = rows[0][IMAGE]
+        return picture
 
     async def missing(self) -> list[str]:
         """The deployments that do not answer a ping within the deadline."""
@@ -175,7 +174,7 @@ class SpreadEngine:
         if filter or not self._router.routes:
             return self._router.all
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._router.shards, vectors, effort.nprobe)
+        return await loop.run_in_executor(self._routers, self._router.shards, vectors, effort.nprobe)
 
     async def _ask_all(self, wanted: Sequence[int], ask: Ask) -> tuple[list[Any], list[str]]:
         """What the `wanted` shards told, and the names of those that did not answer.
@@ -212,8 +211,10 @@ class SpreadEngine:
 
     def vectors_of(self, keys: Sequence[int]) -> Vectors:
         """Vectors of rows, from the table; blocks."""
+        # Not in this thread: storage that is away is tried again and again, for longer than anybody waits.
         with reading_table():
-            return take_vectors(self._table, np.asarray(keys, np.int64))
+            read = self._pool.submit(take_vectors, self._table, np.asarray(keys, np.int64))
+            return read.result(remaining(self._deadline_s))
 
     async def _locate(self, item: str) -> int | None:
         asks = (shard(Ask("key", text=item)) for shard in self._shards if shard.allows())
