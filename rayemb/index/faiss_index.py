@@ -161,12 +161,14 @@ def centroids(index: Any) -> NDArray[np.float32]:
     return found
 
 
-def load_index(path: str) -> Any:
-    """The index in the local file `path`: mapped into memory where its type allows, else read.
+def load_index(path: str, *, mapped: bool = True) -> Any:
+    """The index in the local file `path`: mapped into memory where its type allows and that is wanted, else read.
 
     Mapped pages are shared between processes and come in on first use, so that opening is instant at any
-    size.
+    size; what is read whole is in memory from the start and stays there.
     """
+    if not mapped:
+        return faiss.read_index(path)
     try:
         return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError:

@@ -44,11 +44,13 @@ class Index:
         self._latest = View(manifest, self.shards, router, self._pool, live.state() if live else None)
 
     @classmethod
-    def open(cls, index_uri: str, *, model_digest: str | None = None, live: LiveConfig | bool = False) -> "Index":
+    def open(
+        cls, index_uri: str, *, model_digest: str | None = None, live: LiveConfig | bool = False, mapped: bool = True
+    ) -> "Index":
         """The published index at `index_uri`, every checksum verified.
 
         `model_digest` is the digest of the model that will embed the queries; vectors of two models do not
-        compare. With `live`, updates are searched and can be written (`upsert`, `delete`).
+        compare. With `live`, updates are searched and can be written (`upsert`, `delete`). `mapped` as in `Shard.open`.
 
         Raises IndexArtefactError if the model is not the one that the index, its embeddings and its updates name, or
         if a file is missing or altered.
@@ -56,16 +58,18 @@ class Index:
         updates = LiveConfig() if live is True else live or None
         manifest = load_manifest(index_uri)
         try:
-            return cls._open(index_uri, manifest, model_digest, updates)
+            return cls._open(index_uri, manifest, model_digest, updates, mapped)
         except IndexArtefactError:
             # A rebuild may have been published since the manifest was read, and removed the files it names.
             published = load_manifest(index_uri)
             if published.version == manifest.version:
                 raise
-            return cls._open(index_uri, published, model_digest, updates)
+            return cls._open(index_uri, published, model_digest, updates, mapped)
 
     @classmethod
-    def _open(cls, index_uri: str, manifest: Manifest, model_digest: str | None, updates: LiveConfig | None) -> "Index":
+    def _open(
+        cls, index_uri: str, manifest: Manifest, model_digest: str | None, updates: LiveConfig | None, mapped: bool
+    ) -> "Index":
         if model_digest is not None and model_digest != manifest.model_digest:
             raise IndexArtefactError(
                 f"the index was built with model {manifest.model_digest[:12]} and the queries are of model "
@@ -75,9 +79,8 @@ class Index:
             )
         embeddings = open_embeddings(manifest)
         with ThreadPoolExecutor(min(len(manifest.shards), 8)) as pool:
-            shards = list(
-                pool.map(lambda i: Shard.open(index_uri, manifest, i, embeddings), range(len(manifest.shards)))
-            )
+            numbers = range(len(manifest.shards))
+            shards = list(pool.map(lambda i: Shard.open(index_uri, manifest, i, embeddings, mapped=mapped), numbers))
         live = Follower(manifest, embeddings, shards, updates) if updates else None
         return cls(manifest, shards, embeddings, Router(index_uri, manifest), live)
 

@@ -67,10 +67,19 @@ class Shard:
         self._filtered = FilteredSearch(faiss_shard, self._exact)
 
     @classmethod
-    def open(cls, index_uri: str, manifest: Manifest, i: int, embeddings: EmbeddingsTable | None = None) -> "Shard":
+    def open(
+        cls,
+        index_uri: str,
+        manifest: Manifest,
+        i: int,
+        embeddings: EmbeddingsTable | None = None,
+        *,
+        mapped: bool = True,
+    ) -> "Shard":
         """Shard `i` of the index at `index_uri`, after its checksum has been verified.
 
         `embeddings` saves opening the table again; default: the manifest's table at the manifest's version.
+        `mapped`: vectors come into memory as they are searched; else all at once.
         Raises IndexArtefactError naming the file if it is missing, altered, or not what the manifest says.
         """
         info = manifest.shards[i]
@@ -78,7 +87,7 @@ class Shard:
         path = verified_path(index_uri, info)
         where = storage.join(index_uri, info.file)
         try:
-            loaded = FaissShard(load_index(path))
+            loaded = FaissShard(load_index(path, mapped=mapped))
         except RuntimeError as error:
             raise IndexArtefactError(f"FAISS cannot read it ({reason(error)})", where=where) from error
         if (loaded.rows, loaded.dim) != (info.rows, manifest.dim):
@@ -220,10 +229,13 @@ def verified_path(index_uri: str, info: File) -> str:
             path = storage.local_path(uri)
             found = storage.sha256_file(path)
         except (storage.StorageError, OSError) as error:
+            # What the store or the disk says: no such file, no answer, no space for the local copy.
+            told = error.what if isinstance(error, storage.StorageError) else error.strerror or str(error)
+            full = "No space left" in told
             raise IndexArtefactError(
-                "the file is missing or cannot be read",
+                f"the file is missing or cannot be read: {told}",
                 where=uri,
-                fix="copy it again, or build the index again",
+                fix="make room where TMPDIR points" if full else "copy it again, or build the index again",
             ) from error
         if found == info.sha256:
             return path

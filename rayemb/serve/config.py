@@ -9,10 +9,49 @@ from rayemb.config import Config
 from rayemb.models import ImageLimits
 from rayemb.storage import normalise
 
+Part = Literal["gateway", "embedder", "shards"]
 # JSON around the values: keys, quotes, a filter.
 _ENVELOPE_BYTES = 65_536
 # One character of text in JSON at its longest: a surrogate pair written as two \uXXXX escapes.
 _JSON_BYTES_PER_CHAR = 12
+
+
+class Scaling(Config):
+    """Between how many replicas a part goes up and down with its load."""
+
+    min_replicas: int = Field(1, ge=1, description="replicas when it is quiet")
+    max_replicas: int = Field(..., ge=1, description="replicas at most")
+    target_ongoing: float = Field(
+        1.0,
+        gt=0,
+        description="requests under way at each replica that are aimed at; of embedder and shards, calls: each carries "
+        "the queries that waited",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Scaling":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        return self
+
+
+class SpreadConfig(Config):
+    """How gateways call the embedder and the shards, in the `spread` topology."""
+
+    calls: int = Field(
+        1,
+        ge=1,
+        description="calls of a gateway under way to each replica of a part; what comes meanwhile goes together",
+    )
+    call_queries: int = Field(256, ge=1, description="queries that one call carries at most; 1: a call for each query")
+    hedge: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="calls that may be made a second time, to another replica, because the first is late (longer than "
+        "95 % of the recent ones): this share of all at most; 0: none",
+    )
+    hedge_floor_s: float = Field(0.02, gt=0, description="no call is late before this time, in s")
 
 
 class ServeConfig(Config):
@@ -37,13 +76,22 @@ class ServeConfig(Config):
         "process: a hop between deployments costs 3 to 5 ms of CPU); "
         "spread: an embedder, and one deployment per shard",
     )
-    replicas: int = Field(1, ge=1, description="replicas of each deployment")
+    spread: SpreadConfig = Field(SpreadConfig(), description="how the parts of the spread topology are called")
+    replicas: int = Field(1, ge=1, description="replicas of each deployment that `scaling` does not name")
+    scaling: dict[Part, Scaling] = Field(
+        {}, description="parts that Serve scales with their load, such as {shards: {max_replicas: 4}}"
+    )
     num_cpus: float = Field(
         0.5,
         gt=0,
         description="CPUs that each replica reserves on the cluster; the index in memory is not counted",
     )
     threads: int = Field(1, ge=1, description="threads of torch and of FAISS in each replica")
+    mapped: bool = Field(
+        True,
+        description="map shards into memory: they open at once, may be larger than memory, and replicas of a machine "
+        "share them; false: read them whole, so that no first query waits for the disk",
+    )
     max_k: int = Field(100, ge=1, le=10_000, description="most hits of one search")
     reranker: str | None = Field(
         None, description="directory of a cross-encoder (safetensors), for searches with `rerank`; null: none"
@@ -54,6 +102,11 @@ class ServeConfig(Config):
         ImageLimits(max_bytes=5_000_000, max_pixels=25_000_000), description="what an uploaded image may be"
     )
     max_batch: int = Field(64, ge=1, description="most texts of one embeddings request, most queries embedded at once")
+    max_batch_tokens: int = Field(
+        16_384,
+        ge=1,
+        description="most texts embedded at once, counted in tokens: their number times the longest one's",
+    )
     max_queries: int = Field(256, ge=1, le=65_536, description="most vectors of one POST /v1/search/batch")
     live: bool = Field(
         False,
@@ -126,9 +179,19 @@ class ServeConfig(Config):
         return max(image + text, self.max_batch * text) + _ENVELOPE_BYTES
 
     def cpus_needed(self, shards: int) -> float:
-        """CPUs that the whole application reserves, for an index of `shards` shards."""
-        deployments = 1 if self.topology == "together" else 2 + shards
-        return deployments * self.replicas * self.num_cpus
+        """CPUs that the whole application reserves at the start, for an index of `shards` shards."""
+        parts: dict[Part, int] = {"gateway": 1}
+        if self.topology == "spread":
+            parts |= {"embedder": 1, "shards": shards}
+        return sum(count * self.least(part) for part, count in parts.items()) * self.num_cpus
+
+    def least(self, part: Part) -> int:
+        """Replicas of a deployment when it is quiet."""
+        return self.scaling[part].min_replicas if part in self.scaling else self.replicas
+
+    def most(self, part: Part) -> int:
+        """Replicas of a deployment under load."""
+        return self.scaling[part].max_replicas if part in self.scaling else self.replicas
 
 
 def is_loopback(host: str) -> bool:

@@ -9,14 +9,13 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import yaml
 from pydantic import Field
 from ray import serve
@@ -27,12 +26,13 @@ from starlette.types import ASGIApp
 from rayemb.cluster import require_cpus
 from rayemb.config import Config, from_mapping
 from rayemb.data.config import EmbedWhat
-from rayemb.index import Effort, Filter, Manifest, QueryError, Shard
+from rayemb.index import Manifest, Shard
 from rayemb.index.live.follower import Follower
 from rayemb.index.selection import Selection
-from rayemb.index.shard import Answer, open_embeddings
+from rayemb.index.shard import open_embeddings
 from rayemb.models import ImageError, Model, model_digest
-from rayemb.serve.config import ServeConfig
+from rayemb.serve.asks import Ask, Reply, replies
+from rayemb.serve.config import Part, ServeConfig
 from rayemb.serve.engine import (
     Encoder,
     Engine,
@@ -44,12 +44,15 @@ from rayemb.serve.engine import (
 )
 from rayemb.serve.errors import ServeError
 from rayemb.serve.gateway import create_app
+from rayemb.serve.hop import Unanswered
 from rayemb.serve.keys import read_keys
-from rayemb.serve.spread import ShardAnswer, SpreadEngine, rows_of, with_ids, with_rows
+from rayemb.serve.spread import SpreadEngine
 
 logger = logging.getLogger(__name__)
 
 APP_NAME = "rayemb"
+A = TypeVar("A")
+B = TypeVar("B")
 _POLL_S = 0.2
 
 
@@ -89,21 +92,31 @@ class Embedder:
         pool = ThreadPoolExecutor(4, "rayemb-embedder", use_threads, (config.threads,))
         self._encoder = Encoder(model, config, pool, searched=searched)
 
-    async def texts(self, texts: list[str]) -> tuple[Vectors, int]:
-        """Unit vectors `(n, D)` and the number of tokens read."""
-        return await self._encoder.texts(texts)
+    async def texts(self, requests: list[list[str]], within_s: list[float]) -> list[tuple[Vectors, int] | Exception]:
+        """For each request its unit vectors `(n, D)` and the number of tokens read."""
+        return await self._each(self._encoder.texts, requests, within_s)
 
-    async def documents(self, texts: list[str]) -> Vectors:
-        """Unit vectors `(n, D)` of texts that are to be found."""
-        return await self._encoder.documents(texts)
+    async def documents(self, requests: list[list[str]], within_s: list[float]) -> list[Vectors | Exception]:
+        """For each request the unit vectors `(n, D)` of texts that are to be found."""
+        return await self._each(self._encoder.documents, requests, within_s)
 
-    async def images(self, images: list[bytes]) -> Vectors | ImageError:
-        """Unit vectors `(n, D)`, or what is wrong with an image."""
-        try:
-            return await self._encoder.images(images)
-        except ImageError as error:
-            # As a value: an exception would come back as Ray's own, and logged as the replica's failure.
-            return error
+    async def images(self, requests: list[list[bytes]], within_s: list[float]) -> list[Vectors | Exception]:
+        """For each request its unit vectors `(n, D)`, or what is wrong with an image."""
+        return await self._each(self._encoder.images, requests, within_s)
+
+    async def _each(
+        self, embed: Callable[[A], Awaitable[B]], requests: list[A], within_s: list[float]
+    ) -> list[B | Exception]:
+        async def one(request: A, seconds: float) -> B | Exception:
+            try:
+                return await asyncio.wait_for(embed(request), seconds)
+            except TimeoutError:
+                return Unanswered("its time was over before its turn")
+            except ImageError as error:
+                # As a value: an exception would come back as Ray's own, and logged as the replica's failure.
+                return error
+
+        return list(await asyncio.gather(*map(one, requests, within_s)))
 
     async def ping(self) -> int:
         """The process id, as a sign of life."""
@@ -118,58 +131,23 @@ class ShardServer:
 
     def __init__(self, index_uri: str, manifest: Manifest, number: int, config: ServeConfig) -> None:
         embeddings = open_embeddings(manifest)
-        self._shard = Shard.open(index_uri, manifest, number, embeddings)
+        self._shard = Shard.open(index_uri, manifest, number, embeddings, mapped=config.mapped)
         self._follower = Follower(manifest, embeddings, [self._shard], rows=False) if config.live else None
         self._pool = ThreadPoolExecutor(4, "rayemb-shard", use_threads, (config.threads,))
 
-    async def search(
-        self, vectors: Vectors, k: int, filter: Filter | None, effort: Effort | None, updates: int | None = None
-    ) -> ShardAnswer | QueryError:
-        """Scores and keys `(n, k)`, the rows of those keys and the strategy, or what is wrong with the query."""
-        return await self._run(with_rows, lambda: self._shard.answer(vectors, k, filter, effort, self._alive(updates)))
-
-    async def words(
-        self, text: str, k: int, filter: Filter | None, updates: int | None = None
-    ) -> ShardAnswer | QueryError:
-        """As `search`, for the words of one text."""
-        return await self._run(with_rows, lambda: self._shard.words(text, k, filter, self._alive(updates)))
-
-    async def search_ids(
-        self, vectors: Vectors, k: int, filter: Filter | None, effort: Effort | None, updates: int | None = None
-    ) -> ShardAnswer | QueryError:
-        """As `search`, but of each key the id alone: `n * k` arrow texts."""
-        return await self._run(with_ids, lambda: self._shard.answer(vectors, k, filter, effort, self._alive(updates)))
-
-    async def locate(self, item: str) -> int | None:
-        """The key of the row with this id, if this shard was built with it."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._shard.key, item)
-
-    async def rows(self, keys: list[int]) -> dict[int, dict[str, Any]]:
-        """The rows of those of the keys that are of this shard."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, rows_of, self._shard, np.array(keys, np.int64))
+    async def answer(self, asks: list[Ask], within_s: list[float]) -> list[Reply]:
+        """A reply to each question, or what is wrong with it."""
+        return await replies(self._shard, asks, within_s, self._pool, self._alive)
 
     async def ping(self) -> int:
         """The process id, as a sign of life."""
         return os.getpid()
 
-    def _alive(self, updates: int | None) -> Selection | None:
-        if self._follower is None or updates is None:
+    def _alive(self, updates: int) -> Selection | None:
+        if self._follower is None:
             return None
         self._follower.refresh(updates)
         return self._follower.alive(0, updates)
-
-    async def _run(
-        self, give: Callable[[Shard, Answer], ShardAnswer], work: Callable[[], Answer]
-    ) -> ShardAnswer | QueryError:
-        def answered() -> ShardAnswer | QueryError:
-            try:
-                return give(self._shard, work())
-            except QueryError as error:
-                return error
-
-        return await asyncio.get_running_loop().run_in_executor(self._pool, answered)
 
 
 class ServeArguments(Config):
@@ -242,31 +220,41 @@ def application(model_uri: str, index_uri: str, config: ServeConfig | None = Non
         "max_ongoing_requests": config.max_ongoing_requests + config.max_queued_requests + 64,
         "max_queued_requests": config.max_queued_requests + 64,
         "backpressure_config": {"status_code": config.overload_status, "retry_after_s": config.retry_after_s},
-        **_common(config),
+        **_common(config, "gateway"),
     }
     gateway = serve.deployment(Gateway, name="gateway").options(**ingress)
     if config.topology == "together":
         return gateway.bind(model_uri, index_uri, config)
-    behind = {"max_ongoing_requests": config.max_ongoing_requests, **_common(config)}
+    behind = {"max_ongoing_requests": config.max_ongoing_requests}
     searched = open_embeddings(manifest).what
     embedder = (
         serve.deployment(Embedder, name="embedder")
-        .options(**behind)
+        .options(**behind, **_common(config, "embedder"))
         .bind(model_uri, manifest.model_digest, config, searched)
     )
     # The manifest travels with the deployment: a replica that restarts after a rebuild must not mix versions.
     shards = [
-        serve.deployment(ShardServer, name=name).options(**behind).bind(index_uri, manifest, number, config)
+        serve.deployment(ShardServer, name=name)
+        .options(**behind, **_common(config, "shards"))
+        .bind(index_uri, manifest, number, config)
         for number, name in enumerate(shard_names(manifest))
     ]
     return gateway.bind(model_uri, index_uri, config, manifest, embedder, shards)
 
 
-def _common(config: ServeConfig) -> dict[str, Any]:
+def _common(config: ServeConfig, part: Part) -> dict[str, Any]:
+    scaling = config.scaling.get(part)
+    replicas: dict[str, Any] = {"num_replicas": config.replicas}
+    if scaling is not None:
+        bounds = {"min_replicas": scaling.min_replicas, "max_replicas": scaling.max_replicas}
+        replicas = {"autoscaling_config": {**bounds, "target_ongoing_requests": scaling.target_ongoing}}
     return {
-        "num_replicas": config.replicas,
+        **replicas,
         "ray_actor_options": {"num_cpus": config.num_cpus},
         "graceful_shutdown_timeout_s": 5,
+        # By default a replica that died at rest is missed after 10 s, and one that hangs after 30 s more.
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 20,
     }
 
 

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -23,14 +24,17 @@ from rayemb.index.columns import kind_of
 from rayemb.models import PADDING, Model
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
+from rayemb.serve.errors import EngineUnavailable
 from rayemb.serve.following import Following
+from rayemb.storage import StorageError
 
 logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
-# From keys to their places in a shard, -1 where it has them not.
 _POOL_THREADS = 8
+# Characters whose tokens are counted on the event loop: in less time than a thread takes to begin.
+_COUNTED_HERE = 2_000
 
 
 @dataclass(frozen=True)
@@ -204,21 +208,27 @@ class Encoder:
 
     def __init__(self, model: Model, config: ServeConfig, pool: ThreadPoolExecutor, *, searched: EmbedWhat) -> None:
         """`searched`: what the index is of; images are searched with the texts that describe them."""
-        self._kind: Literal["query", "text"] = "text" if searched == "image" else "query"
         self._model, self._limits, self._pool = model, config.image, pool
-        self._documents_kind: Literal["query", "text"] = "query" if searched == "query" else "text"
-        self._texts = Coalescer(self._embed_texts, config.max_batch, pool)
-        self._documents = Coalescer(self._embed_documents, config.max_batch, pool)
+
+        def texts(kind: Literal["query", "text"]) -> Coalescer[tuple[str, int], Vectors]:
+            work = partial(self._embed_texts, kind)
+            return Coalescer(
+                work, config.max_batch, pool, max_cells=config.max_batch_tokens, weigh=lambda item: item[1]
+            )
+
+        self._texts = texts("text" if searched == "image" else "query")
+        self._documents = texts("query" if searched == "query" else "text")
         self._images = Coalescer(self._embed_pixels, config.max_batch, pool)
 
     async def texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Unit vectors `(n, D)`, and the number of tokens that the model read."""
-        results = await self._texts(texts)
-        return np.stack([vector for vector, _ in results]), sum(tokens for _, tokens in results)
+        tokens = await self._counted(texts)
+        return np.stack(await self._texts(list(zip(texts, tokens, strict=True)))), sum(tokens)
 
     async def documents(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors `(n, D)` of texts that are to be found."""
-        return np.stack(await self._documents(texts))
+        tokens = await self._counted(texts)
+        return np.stack(await self._documents(list(zip(texts, tokens, strict=True))))
 
     async def images(self, images: Sequence[bytes]) -> Vectors:
         """Unit vectors `(n, D)`. Decoding fails (ImageError) for the one request, not for its batch."""
@@ -228,12 +238,17 @@ class Encoder:
         )
         return np.stack(await self._images(pixels))
 
-    def _embed_texts(self, texts: list[str]) -> list[tuple[Vectors, int]]:
-        tokens = (self._model.tokenizer(texts) != PADDING).sum(axis=1)
-        return list(zip(self._model.embed_texts(texts, kind=self._kind), tokens.tolist(), strict=True))
+    async def _counted(self, texts: Sequence[str]) -> list[int]:
+        if sum(map(len, texts)) <= _COUNTED_HERE:
+            return self._count(texts)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._count, texts)
 
-    def _embed_documents(self, texts: list[str]) -> list[Vectors]:
-        return list(self._model.embed_texts(texts, kind=self._documents_kind))
+    def _count(self, texts: Sequence[str]) -> list[int]:
+        counts: list[int] = (self._model.tokenizer(texts) != PADDING).sum(axis=1).tolist()
+        return counts
+
+    def _embed_texts(self, kind: Literal["query", "text"], texts: list[tuple[str, int]]) -> list[Vectors]:
+        return list(self._model.embed_texts([text for text, _ in texts], kind=kind))
 
     def _embed_pixels(self, pixels: list[NDArray[np.uint8]]) -> list[Vectors]:
         return list(self._model.embed_pixels(np.stack(pixels)))
@@ -263,6 +278,16 @@ def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
     )
 
 
+@contextmanager
+def reading_table() -> Iterator[None]:
+    """Storage that does not answer is a state that passes: the rest of the service needs it not."""
+    try:
+        yield
+    except (OSError, StorageError) as error:
+        logger.warning("the embeddings table cannot be read (%s)", " ".join(str(error).split())[:300])
+        raise EngineUnavailable("the storage of the embeddings does not answer", fix="try again later") from error
+
+
 def shard_names(manifest: Manifest) -> list[str]:
     """How the shards are called in answers and on the dashboard, in order."""
     return [f"shard-{number}" for number in range(len(manifest.shards))]
@@ -280,7 +305,8 @@ class LocalEngine:
         model = Model.load(model_uri)
         self._uri, self._digest = index_uri, model.digest
         self._live = LiveConfig(max_rows=config.max_updates) if config.live else False
-        self._index = Index.open(index_uri, model_digest=model.digest, live=self._live)
+        self._mapped = config.mapped
+        self._index = self._opened()
         self._description = describe(self._index.manifest, self._index.embeddings)
         # The number of OpenMP threads belongs to each thread: set it in every one that computes.
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
@@ -320,7 +346,12 @@ class LocalEngine:
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind."""
         index = self._index
-        return await self._run(lambda: self._found(index, index.query(vector, query)))
+
+        def found() -> Found:
+            with reading_table():
+                return self._found(index, index.query(vector, query))
+
+        return await self._run(found)
 
     def _found(self, index: Index, hits: Hits) -> Found:
         keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
@@ -347,7 +378,12 @@ class LocalEngine:
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none."""
-        return await self._run(self._index.image, item)
+
+        def picture() -> bytes | None:
+            with reading_table():
+                return self._index.image(item)
+
+        return await self._run(picture)
 
     async def missing(self) -> list[str]:
         """Nothing is missing in a process that lives."""
@@ -369,7 +405,7 @@ class LocalEngine:
         if load_manifest(self._uri).version == self._index.version:
             self._index.refresh()
             return
-        index = Index.open(self._uri, model_digest=self._digest, live=self._live)
+        index = self._opened()
         with self._writing:
             index.refresh()
             self._index, self._description = index, describe(index.manifest, index.embeddings)
@@ -414,6 +450,9 @@ class LocalEngine:
     def updates(self) -> tuple[int, int]:
         """The version that searches see, and how many wait."""
         return self._index.live.version, self._index.live.updates
+
+    def _opened(self) -> Index:
+        return Index.open(self._uri, model_digest=self._digest, live=self._live, mapped=self._mapped)
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args))

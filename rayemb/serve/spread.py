@@ -1,97 +1,44 @@
 """The engine of the `spread` topology: an embedder and one deployment per shard, behind Serve handles."""
 
 import asyncio
-import logging
-import math
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from numpy.typing import ArrayLike
 
 from rayemb.data.embeddings import IMAGE
-from rayemb.index import Effort, Filter, Hits, LiveConfig, Manifest, Query, QueryError, Shard, merge, queries
+from rayemb.index import Effort, Filter, Hits, LiveConfig, Manifest, Query, QueryError, merge, queries
 from rayemb.index.live.follower import Follower, State
 from rayemb.index.placement import Router
-from rayemb.index.shard import Answer, open_embeddings, open_terms, take_vectors
-from rayemb.models import ImageError
-from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import Description, Found, FoundIds, Vectors, describe, shard_names
+from rayemb.index.shard import open_embeddings, open_terms, take_vectors
+from rayemb.serve.asks import Ask, Told, rows_of, tell
+from rayemb.serve.config import Part, ServeConfig
+from rayemb.serve.engine import Description, Found, FoundIds, Vectors, describe, reading_table, shard_names
 from rayemb.serve.errors import EngineUnavailable
 from rayemb.serve.following import Following
+from rayemb.serve.hop import Hedge, Hop, Unanswered
 from rayemb.serve.limits import remaining
 
-logger = logging.getLogger(__name__)
-
+A = TypeVar("A")
 T = TypeVar("T")
 # Ids whose row is known from an answer: their pictures are asked for next.
 _KNOWN_IDS = 50_000
-# Of a client's own deadline, the rest being for the merge and the answer.
-_SHARE_OF_CLIENT = 0.9
-
-
-# Scores and keys `(n, k)`, the rows or ids of those keys, the strategy.
-ShardAnswer = tuple[Vectors, Any, Any, str]
-
-
-def with_rows(shard: Shard, found: Answer) -> ShardAnswer:
-    """An answer with id and payload of each of its keys."""
-    return found.scores, found.keys, rows_of(shard, np.unique(found.keys[found.keys >= 0])), found.strategy
-
-
-def with_ids(shard: Shard, found: Answer) -> ShardAnswer:
-    """An answer with the ids of its keys: `n * k` arrow texts."""
-    return found.scores, found.keys, shard.ids(found.keys), found.strategy
-
-
-def rows_of(shard: Shard, keys: NDArray[np.int64]) -> dict[int, dict[str, Any]]:
-    """Id and payload of those of the keys that are of the shard."""
-    positions = shard.keys.at(keys)
-    there = positions >= 0
-    return dict(zip(keys[there].tolist(), shard.payload.take(positions[there].tolist()), strict=True))
-
-
-class Breaker:
-    """Keeps requests from waiting, one after another, for a part that is known to be dead.
-
-    After a failure it is open for `rest_s`; then one call may try while the others still go without.
-    """
-
-    def __init__(self, rest_s: float) -> None:
-        self._rest_s = rest_s
-        self._open_until = 0.0
-        self._failed = False
-
-    def allows(self) -> bool:
-        """Whether to call now."""
-        if not self._failed:
-            return True
-        now = time.monotonic()
-        if now < self._open_until:
-            return False
-        self._open_until = now + self._rest_s
-        return True
-
-    def report(self, well: bool) -> None:
-        """What became of a call."""
-        self._failed = not well
-        if self._failed:
-            self._open_until = time.monotonic() + self._rest_s
 
 
 class SpreadEngine:
     """Searches shard deployments in parallel, each under a deadline, and says which did not answer.
 
-    `embedder` has `texts` and `images`, each of `shards` has `search`, `locate` and `ping`: Serve handles, or
-    anything whose methods' `.remote(...)` can be awaited.
+    A call carries all queries that wait for a part (`rayemb.serve.hop`). `embedder` has `texts`, `documents`, `images`
+    and `ping`, each of `shards` has `answer` and `ping`: Serve handles, or anything whose methods' `.remote(...)` can
+    be awaited.
     """
 
     def __init__(
@@ -103,8 +50,18 @@ class SpreadEngine:
         self._table = open_embeddings(manifest)
         self._description = describe(manifest, self._table)
         self._names = shard_names(manifest)
-        self._embedder, self._shards, self._deadline_s = embedder, list(shards), config.deadline_s
-        self._breakers = [Breaker(config.deadline_s) for _ in shards]
+        self._parts = [("embedder", embedder), *zip(self._names, shards, strict=True)]
+        self._deadline_s, self._at_work = config.deadline_s, 0
+
+        def hop(name: str, handle: Any, method: str, weigh: Callable[[Any], int], part: Part) -> Hop[Any, Any]:
+            return _hop(name, handle, method, weigh, part, config, lambda: self._at_work)
+
+        self._texts: Hop[list[str], tuple[Vectors, int]] = hop("embedder", embedder, "texts", len, "embedder")
+        self._documents: Hop[list[str], Vectors] = hop("embedder", embedder, "documents", len, "embedder")
+        self._images: Hop[list[bytes], Vectors] = hop("embedder", embedder, "images", len, "embedder")
+        self._shards: list[Hop[Ask, Any]] = [
+            hop(name, shard, "answer", _weight, "shards") for name, shard in zip(self._names, shards, strict=True)
+        ]
         # What is new is searched here: it is little, and a hop to a deployment of its own would cost more.
         self._follower: Follower | None = None
         if config.live:
@@ -112,7 +69,8 @@ class SpreadEngine:
             self._follower = Follower(manifest, self._table, [], limits, lexical=open_terms(index_uri, manifest))
             Following(self, config.follow_s)
         self._known: OrderedDict[str, int] = OrderedDict()
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="rayemb-pictures")
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="rayemb-table")
+        self._routers = ThreadPoolExecutor(2, thread_name_prefix="rayemb-routing")
         # Threads that wait for shards, apart from those that read the table.
         self._composers = ThreadPoolExecutor(8, thread_name_prefix="rayemb-queries")
 
@@ -122,15 +80,13 @@ class SpreadEngine:
 
     async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Unit vectors `(n, D)` and the number of tokens read."""
-        vectors, tokens = await self._embed(self._embedder.texts.remote(list(texts)))
-        return vectors, tokens
+        with self._working():
+            return await self._embed(self._texts, list(texts))
 
     async def embed_images(self, images: Sequence[bytes]) -> Vectors:
         """Unit vectors `(n, D)`. Raises ImageError for a bad one."""
-        result = await self._embed(self._embedder.images.remote(list(images)))
-        if isinstance(result, ImageError):
-            raise result
-        return np.asarray(result, np.float32)
+        with self._working():
+            return await self._embed(self._images, list(images))
 
     async def search(
         self,
@@ -156,7 +112,7 @@ class SpreadEngine:
         """As `search`, with the updates of `state`."""
         chosen = self._manifest.chosen_effort(effort, recall)
         wanted = await self._holders(vectors, filter, chosen)
-        return self._best(k, *await self._ask_all(wanted, state, "search", vectors, k, filter, chosen), state)
+        return self._best(k, *await self._ask_all(wanted, Ask("rows", vectors, k, filter, chosen), state), state)
 
     async def search_ids(
         self,
@@ -171,18 +127,19 @@ class SpreadEngine:
         state = self.state()
         chosen = self._manifest.chosen_effort(effort, recall)
         wanted = await self._holders(vectors, filter, chosen)
-        found, missing = await self._ask_all(wanted, state, "search_ids", vectors, k, filter, chosen)
-        scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
-        all_keys = np.concatenate([answer[1].reshape(-1) for answer in found])
+        found, missing = await self._ask_all(wanted, Ask("ids", vectors, k, filter, chosen), state)
+        scores, keys = merge([told.scores for told in found], [told.keys for told in found], k)
+        all_keys = np.concatenate([told.keys.reshape(-1) for told in found])
         order = np.argsort(all_keys, kind="stable")
         at = np.searchsorted(all_keys[order], keys.reshape(-1)).clip(max=max(len(order) - 1, 0))
-        ids = pa.concat_arrays([answer[2] for answer in found])
+        ids = pa.concat_arrays([told.ids for told in found])
         ids = ids.take(pa.array(order[at], mask=keys.reshape(-1) < 0))
-        return FoundIds(scores, ids, missing, tuple(answer[3] for answer in found), state.version if state else None)
+        return FoundIds(scores, ids, missing, tuple(told.strategy for told in found), state.version if state else None)
 
     async def words_at(self, state: State | None, text: str, k: int, filter: Filter | None = None) -> Found:
         """The k best by BM25 of the shards that answered in time, with the updates of `state`; the others are named."""
-        return self._best(k, *await self._ask_all(self._router.all, state, "words", text, k, filter), state)
+        ask = Ask("words", k=k, filter=filter, text=text)
+        return self._best(k, *await self._ask_all(self._router.all, ask, state), state)
 
     def state(self) -> State | None:
         """The updates that searches see now, if they are followed."""
@@ -206,24 +163,35 @@ class SpreadEngine:
         key = await self.key_of(self.state(), item)
         if key is None:
             return None
-        loop = asyncio.get_running_loop()
-        if self._follower and key >= self._manifest.embeddings.rows:
-            return await loop.run_in_executor(self._pool, self._follower.image, key)
-        rows = await loop.run_in_executor(self._pool, self._table.take, [key], [IMAGE])
+        with reading_table():
+            if self._follower and key >= self._manifest.embeddings.rows:
+                return await self._within(self._in_thread(self._follower.image, key))
+            rows = await self._within(self._in_thread(self._table.take, [key], [IMAGE]))
         picture: bytes | None = rows[0][IMAGE]
         return picture
 
     async def missing(self) -> list[str]:
         """The deployments that do not answer a ping within the deadline."""
-        parts = [("embedder", self._embedder), *zip(self._names, self._shards, strict=True)]
-        answers = await asyncio.gather(*(self._within(part.ping.remote()) for _, part in parts), return_exceptions=True)
-        return [name for (name, _), answer in zip(parts, answers, strict=True) if isinstance(answer, BaseException)]
+        calls = (self._within(part.ping.remote()) for _, part in self._parts)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        return [
+            name for (name, _), answer in zip(self._parts, answers, strict=True) if isinstance(answer, BaseException)
+        ]
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
 
     # -- updates ---------------------------------------------------------------------------------------------
 
     async def embed_documents(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors `(n, D)` of texts that are to be found."""
-        return np.asarray(await self._embed(self._embedder.documents.remote(list(texts))), np.float32)
+        with self._working():
+            return await self._embed(self._documents, list(texts))
 
     async def refresh(self, at_least: int | None = None) -> int:
         """Takes in what others wrote."""
@@ -257,13 +225,12 @@ class SpreadEngine:
         rows: dict[int, dict[str, Any]] = {}
         for part, _ in state.parts if state else []:
             rows |= rows_of(part, np.array(keys, np.int64))
-        if base := [key for key in keys if key < self._manifest.embeddings.rows]:
-            try:
-                calls = (self._within(shard.rows.remote(base)) for shard in self._shards)
-                for part_rows in await asyncio.gather(*calls):
-                    rows |= part_rows
-            except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
-                raise _no_shard() from error
+        if base := tuple(key for key in keys if key < self._manifest.embeddings.rows):
+            held, missing = await self._ask_all(self._router.all, Ask("held", keys=base), None)
+            if missing:
+                raise _no_shard()
+            for part_rows in held:
+                rows |= part_rows
         return [rows[key] for key in keys]
 
     def updates(self) -> tuple[int, int]:
@@ -284,63 +251,54 @@ class SpreadEngine:
         # A call to a deployment without a live replica waits for ever; it does not raise.
         return await asyncio.wait_for(call, remaining(self._deadline_s))
 
-    async def _embed(self, call: Awaitable[T]) -> T:
+    async def _embed(self, hop: "Hop[A, T]", request: A) -> T:
         try:
-            return await self._within(call)
-        except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
-            logger.warning("the embedder did not answer (%s)", type(error).__name__)
+            if hop.allows():
+                return await hop(request)
+        except Unanswered as error:
             raise EngineUnavailable("the embedder does not answer", fix="try again in some seconds") from error
+        raise EngineUnavailable("the embedder does not answer", fix="try again in some seconds")
 
     async def _holders(self, vectors: Vectors, filter: Filter | None, effort: Effort) -> Sequence[int]:
         """The shards that have what a search looks into; under a filter that may lie anywhere."""
         if filter or not self._router.routes:
             return self._router.all
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._router.shards, vectors, effort.nprobe)
+        return await loop.run_in_executor(self._routers, self._router.shards, vectors, effort.nprobe)
 
-    async def _ask_all(
-        self, wanted: Sequence[int], state: State | None, method: str, *args: Any
-    ) -> tuple[list[Any], list[str]]:
-        """What the `wanted` shards answered, and what is new; the names of the shards that did not.
+    async def _ask_all(self, wanted: Sequence[int], ask: Ask, state: State | None) -> tuple[list[Any], list[str]]:
+        """What the `wanted` shards told, and what is new; the names of the shards that did not answer.
 
         Raises QueryError, or EngineUnavailable if none did.
         """
-        asked = [number for number in wanted if self._breakers[number].allows()]
-        version = (state.version,) if state else ()
-        new = self._in_thread(_asked_of, state, method, *args) if state and state.parts else None
-        answers = await asyncio.gather(*(self._ask(number, method, *args, *version) for number in asked))
-        found = [answer for answer in answers if answer is not None]
-        for answer in found:
-            if isinstance(answer, QueryError):
+        asked = [number for number in wanted if self._shards[number].allows()]
+        new = self._in_thread(_new, state, ask) if state and state.parts else None
+        if state:
+            ask = replace(ask, updates=state.version)
+        with self._working():
+            answers = await asyncio.gather(*(self._shards[number](ask) for number in asked), return_exceptions=True)
+        found: list[Any] = []
+        answered: set[int] = set()
+        for number, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Unanswered):
+                continue
+            if isinstance(answer, BaseException):
                 raise answer
+            found.append(answer)
+            answered.add(number)
         if not found:
             raise EngineUnavailable("no shard of the index answers", fix="try again in some seconds")
         if new is not None:
             found += await new
-        answered = {number for number, answer in zip(asked, answers, strict=True) if answer is not None}
         return found, [self._names[number] for number in wanted if number not in answered]
 
-    def _best(self, k: int, found: list[Any], missing: list[str], state: State | None) -> Found:
-        scores, keys = merge([answer[0] for answer in found], [answer[1] for answer in found], k)
-        rows = {key: row for answer in found for key, row in answer[2].items()}
+    def _best(self, k: int, found: list[Told], missing: list[str], state: State | None) -> Found:
+        scores, keys = merge([told.scores for told in found], [told.keys for told in found], k)
+        rows = {key: row for told in found for key, row in (told.rows or {}).items()}
         kept = {int(key) for key in keys.flat if key >= 0}
         self._remember({key: rows[key] for key in kept if key < self._manifest.embeddings.rows})
         version = state.version if state else None
-        return Found(scores, keys, rows, missing, tuple(answer[3] for answer in found), version)
-
-    async def _ask(self, number: int, method: str, *args: Any) -> Any:
-        # A client with less time left than that gets what there is by then: a part rather than nothing.
-        left = remaining(math.inf) * _SHARE_OF_CLIENT
-        try:
-            call = getattr(self._shards[number], method).remote(*args)
-            answer = await asyncio.wait_for(call, min(self._deadline_s, left))
-        except (TimeoutError, RayError, RayServeException, BackPressureError) as error:
-            logger.warning("%s did not answer (%s)", self._names[number], type(error).__name__)
-            if not isinstance(error, TimeoutError) or left >= self._deadline_s:  # else it had no time to
-                self._breakers[number].report(False)
-            return None
-        self._breakers[number].report(True)
-        return answer
+        return Found(scores, keys, rows, missing, tuple(told.strategy for told in found), version)
 
     async def key_of(self, state: State | None, item: str) -> int | None:
         """The key of the row with this id, or None. EngineUnavailable if that cannot be told."""
@@ -355,19 +313,22 @@ class SpreadEngine:
         found = np.empty((len(wanted), self._manifest.dim), np.float32)
         old = wanted < self._manifest.embeddings.rows
         if old.any():
-            found[old] = take_vectors(self._table, wanted[old])
+            # Not in this thread: storage that is away is tried again and again, for longer than anybody waits.
+            with reading_table():
+                read = self._pool.submit(take_vectors, self._table, wanted[old])
+                found[old] = read.result(remaining(self._deadline_s))
         for shard, _ in state.parts if state else []:
             positions = shard.keys.at(wanted)
             found[positions >= 0] = shard.vectors(positions[positions >= 0])
         return found
 
     async def _locate(self, item: str) -> int | None:
-        calls = (self._within(shard.locate.remote(item)) for shard in self._shards)
-        answers = await asyncio.gather(*calls, return_exceptions=True)
+        asks = (shard(Ask("key", text=item)) for shard in self._shards if shard.allows())
+        answers = await asyncio.gather(*asks, return_exceptions=True)
         keys = [answer for answer in answers if isinstance(answer, int)]
         if keys:
             return keys[0]
-        if any(isinstance(answer, BaseException) for answer in answers):
+        if len(answers) < len(self._shards) or any(isinstance(answer, BaseException) for answer in answers):
             # Not a 404: the shard that does not answer may hold it.
             raise _no_shard()
         return None
@@ -379,11 +340,37 @@ class SpreadEngine:
             self._known.popitem(last=False)
 
 
-def _asked_of(state: State, method: str, *args: Any) -> list[ShardAnswer]:
-    """What the new rows answer to a method of `ShardServer`."""
-    give = with_ids if method == "search_ids" else with_rows
-    name = "words" if method == "words" else "answer"
-    return [give(shard, getattr(shard, name)(*args, alive)) for shard, alive in state.parts]
+def _hop(
+    name: str,
+    handle: Any,
+    method: str,
+    weigh: Callable[[Any], int],
+    part: Part,
+    config: ServeConfig,
+    at_work: Callable[[], int],
+) -> Hop[Any, Any]:
+    spread, replicas = config.spread, config.most(part)
+    return Hop(
+        name,
+        # Not the bound method: where the router shares the event loop, that one has to run when it is made.
+        lambda items, within_s: getattr(handle, method).remote(items, within_s),
+        deadline_s=config.deadline_s,
+        most=min(spread.call_queries, config.max_batch) if part == "embedder" else spread.call_queries,
+        weigh=weigh,
+        # Without batches nothing is gained by waiting.
+        abreast=replicas * spread.calls if spread.call_queries > 1 else config.max_ongoing_requests,
+        hedge=Hedge(spread.hedge, spread.hedge_floor_s, config.deadline_s),
+        spare=replicas > 1,
+        at_work=at_work if spread.call_queries > 1 else lambda: 0,
+    )
+
+
+def _weight(ask: Ask) -> int:
+    return ask.weight
+
+
+def _new(state: State, ask: Ask) -> list[Told]:
+    return [tell(shard, ask, alive) for shard, alive in state.parts]
 
 
 def _no_shard() -> EngineUnavailable:

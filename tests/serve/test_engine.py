@@ -19,7 +19,7 @@ from rayemb.serve.deploy import Embedder, ShardServer
 from rayemb.serve.engine import LocalEngine
 from rayemb.serve.errors import EngineUnavailable
 from rayemb.serve.limits import set_deadline
-from rayemb.serve.spread import Breaker, SpreadEngine
+from rayemb.serve.spread import SpreadEngine
 from tests.serve.conftest import World, draw
 
 
@@ -65,6 +65,30 @@ class TestCoalescer:
 
         asyncio.run(main())
 
+    def test_a_padded_batch_stays_within_its_cells(self) -> None:
+        batches: list[list[int]] = []
+        first = threading.Event()
+
+        def work(items: list[int]) -> list[int]:
+            batches.append(items)
+            first.wait(5)
+            return items
+
+        async def main() -> list[list[int]]:
+            with ThreadPoolExecutor(1) as pool:
+                coalesce = Coalescer(work, 8, pool, max_cells=12, weigh=lambda item: item)
+                lone = asyncio.create_task(coalesce([1]))
+                await asyncio.sleep(0.05)
+                others = [asyncio.create_task(coalesce([item])) for item in (3, 2, 4, 5, 2, 20, 1, 1)]
+                await asyncio.sleep(0.05)
+                first.set()
+                return await asyncio.gather(lone, *others)
+
+        results = asyncio.run(main())
+        assert [item for (item,) in results] == [1, 3, 2, 4, 5, 2, 20, 1, 1]
+        # Three of four is 12; 5 and 2 are 10; what is larger than all room goes alone.
+        assert batches == [[1], [3, 2, 4], [5, 2], [20], [1, 1]]
+
     def test_a_caller_that_left_does_not_harm_the_others(self) -> None:
         async def main() -> None:
             with ThreadPoolExecutor(1) as pool:
@@ -97,17 +121,6 @@ def test_one_bad_image_fails_alone(world: World, local: LocalEngine) -> None:
     np.testing.assert_array_equal(first, third)
 
 
-def test_breaker_lets_one_through_after_its_rest() -> None:
-    breaker = Breaker(0.05)
-    assert breaker.allows()
-    breaker.report(False)
-    assert not breaker.allows()
-    time.sleep(0.06)
-    assert [breaker.allows(), breaker.allows()] == [True, False]
-    breaker.report(True)
-    assert breaker.allows()
-
-
 class Handle:
     """A deployment handle to an object in this process; when `dead`, calls wait for ever, as Serve's do."""
 
@@ -132,13 +145,11 @@ class Spread:
     """The real parts of a spread topology, in this process."""
 
     def __init__(self, world: World, deadline_s: float = 0.3) -> None:
-        manifest, config = load_manifest(world.index_uri), ServeConfig()
+        manifest, config = load_manifest(world.index_uri), ServeConfig(deadline_s=deadline_s)
         self.embedder = Handle(Embedder(world.model_uri, manifest.model_digest, config, "image"))
         shards = range(len(manifest.shards))
         self.shards = [Handle(ShardServer(world.index_uri, manifest, i, config)) for i in shards]
-        self.engine = SpreadEngine(
-            world.index_uri, manifest, self.embedder, self.shards, ServeConfig(deadline_s=deadline_s)
-        )
+        self.engine = SpreadEngine(world.index_uri, manifest, self.embedder, self.shards, config)
 
 
 def test_spread_equals_local(world: World, local: LocalEngine) -> None:
