@@ -64,6 +64,7 @@ def key_new(
     collection: Annotated[list[str] | None, typer.Option(help="Only this collection; may be repeated.")] = None,
     per_second: Annotated[float | None, typer.Option(help="Requests a second, at each gateway replica.")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(min=1, help="Largest body of a request.")] = None,
+    admin: Annotated[bool, typer.Option(help="It may change the catalog: /v1/collections.")] = False,
 ) -> None:
     """Make a key. It is shown this once; the file has its digest alone."""
     from rayemb.serve.keys import new_key
@@ -74,6 +75,7 @@ def key_new(
         collections=tuple(collection) if collection else None,
         per_second=per_second,
         max_body_bytes=max_body_bytes,
+        admin=admin,
     )
     typer.echo(secret)
 
@@ -90,7 +92,7 @@ def key_list(keys: Keys, as_json: Annotated[bool, typer.Option("--json", help="A
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    names = ("name", "created", "revoked", "collections", "per_second", "max_body_bytes")
+    names = ("name", "created", "revoked", "collections", "per_second", "max_body_bytes", "admin")
     table = Table(*names)
     for key in found:
         table.add_row(*("" if key[name] is None else str(key[name]) for name in names))

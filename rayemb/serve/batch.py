@@ -60,6 +60,8 @@ class BatchResponse(BaseModel):
     ids: list[list[str]] = Field(description="ids of the hits of each query")
     scores: list[list[float]] = Field(description="their scores: inner product of unit vectors, larger is closer")
     payload: list[list[dict[str, Any]]] | None = Field(None, description="their payload columns, if asked for")
+    collection: str = Field(description="the collection that was searched")
+    version: str = Field(description="name of the version of it that answered")
     index_version: str = Field(description="version of the index that answered")
     model_digest: str = Field(description="digest of the model of the vectors")
     partial: bool = Field(description="true if some shards did not answer: their items are missing from the hits")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -22,6 +22,8 @@ from rayemb.index.columns import kind_of
 from rayemb.models import PADDING, Model
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
+from rayemb.serve.errors import ServeError
+from rayemb.serve.versions.query_map import QueryMap
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +137,10 @@ class Engine(Protocol):
         """The parts that do not answer now; empty: all well."""
         ...
 
+    def close(self) -> None:
+        """Lets go of threads and memory, once nothing is asked any more; may wait for what still runs."""
+        ...
+
 
 def check_match(model_digest: str, index_uri: str) -> Manifest:
     """The manifest of an index that was built with that model. Raises IndexArtefactError if it was not."""
@@ -147,6 +153,26 @@ def check_match(model_digest: str, index_uri: str) -> Manifest:
             fix="serve the model that the index was built with, or embed and index again",
         )
     return manifest
+
+
+def check_map(query_map: QueryMap, model: Model, index_uri: str) -> None:
+    """Raises ServeError if the map is not from `model` to the index's, or of other dimensions."""
+    manifest = load_manifest(index_uri)
+    if (query_map.source, query_map.target) != (model.digest, manifest.model_digest):
+        raise ServeError(
+            f"the query map is from model {query_map.source[:12]} to {query_map.target[:12]}; the model to serve is "
+            f"{str(model.digest)[:12]} and the index is of {manifest.model_digest[:12]}",
+            where=index_uri,
+            fix="make a map for these two models",
+        )
+    if query_map.dims != (model.dim, manifest.dim):
+        took, gave = query_map.dims
+        raise ServeError(
+            f"the query map takes {took} dimensions and gives {gave}; the model has {model.dim} and the index "
+            f"{manifest.dim}",
+            where=index_uri,
+            fix="make a map for these two models",
+        )
 
 
 def use_threads(count: int) -> None:
@@ -226,12 +252,28 @@ class LocalEngine:
     Refuses an index that was built with another model. FAISS and torch release the GIL while they compute.
     """
 
-    def __init__(self, model_uri: str, index_uri: str, config: ServeConfig | None = None) -> None:
+    def __init__(
+        self,
+        model_uri: str,
+        index_uri: str,
+        config: ServeConfig | None = None,
+        *,
+        model: Model | None = None,
+        query_map: QueryMap | None = None,
+    ) -> None:
+        """`model`: the one at `model_uri`, where it is in memory already. `query_map`: where the index is of another
+        model, from the one to the other.
+        """
         config = config or ServeConfig()
         use_threads(config.threads)
-        model = Model.load(model_uri)
-        self._index = Index.open(index_uri, model_digest=model.digest)
-        self._description = describe(self._index.manifest, self._index.embeddings)
+        model = model or Model.load(model_uri)
+        if query_map is not None:
+            check_map(query_map, model, index_uri)
+        self._map = query_map
+        self._index = Index.open(index_uri, model_digest=query_map.target if query_map else model.digest)
+        self._description = replace(
+            describe(self._index.manifest, self._index.embeddings), model_digest=str(model.digest), dim=model.dim
+        )
         # The number of OpenMP threads belongs to each thread: set it in every one that computes.
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
         self._encoder = Encoder(model, config, self._pool, searched=self._index.embeddings.what)
@@ -258,13 +300,15 @@ class LocalEngine:
         recall: float | None = None,
     ) -> Found:
         """The k best of all shards, with their payloads."""
-        return await self._run(
-            lambda: self._found(self._index.search(vectors, k, filter, effort=effort, recall=recall))
+        return await self.run(
+            lambda: self._found(self._index.search(self.mapped(vectors), k, filter, effort=effort, recall=recall))
         )
 
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind."""
-        return await self._run(lambda: self._found(self._index.query(vector, query)))
+        return await self.run(
+            lambda: self._found(self._index.query(None if vector is None else self.mapped(vector), query))
+        )
 
     def _found(self, hits: Hits) -> Found:
         keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
@@ -283,18 +327,34 @@ class LocalEngine:
         """The k best of all shards: ids and scores."""
 
         def found() -> FoundIds:
-            hits = self._index.search(vectors, k, filter, effort=effort, recall=recall)
+            hits = self._index.search(self.mapped(vectors), k, filter, effort=effort, recall=recall)
             return FoundIds(hits.scores, self._index.ids(hits.keys), strategies=hits.strategies)
 
-        return await self._run(found)
+        return await self.run(found)
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none."""
-        return await self._run(self._index.image, item)
+        return await self.run(self._index.image, item)
 
     async def missing(self) -> list[str]:
         """Nothing is missing in a process that lives."""
         return []
 
-    async def _run(self, work: Callable[..., T], *args: Any) -> T:
+    def close(self) -> None:
+        """Ends the threads once they have done what they were given; waits for it."""
+        self._pool.shutdown(wait=True)
+        self._index.close()
+        del self._encoder, self._index  # they lie in cycles: the memory would wait for the collector
+
+    @property
+    def index(self) -> Index:
+        """The index that is searched."""
+        return self._index
+
+    def mapped(self, vectors: Vectors) -> Vectors:
+        """Vectors of the model as the index is asked for them: the same, unless there is a map between models."""
+        return vectors if self._map is None else self._map(vectors)
+
+    async def run(self, work: Callable[..., T], *args: Any) -> T:
+        """What `work` gives, from a thread of the engine."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args))

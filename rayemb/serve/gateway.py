@@ -4,14 +4,15 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import numpy as np
 from fastapi import FastAPI, Request
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -31,28 +32,36 @@ from rayemb.serve.page import sniff
 from rayemb.serve.parse import Search, embeddings_request, search_query
 from rayemb.serve.routes import add_routes
 from rayemb.serve.tracing import Tracer, open_tracer
+from rayemb.serve.versions.follow import Follower
+from rayemb.serve.versions.paths import Collections
+from rayemb.serve.versions.table import Served, Versions
 
 logger = logging.getLogger(__name__)
 
-
+# Header that names who asks, so that a canary's answers do not come and go.
+CLIENT = "x-rayemb-client"
 _ABOUT = (
     "Search by text and image. X-Request-Timeout, a header of every request, says how many seconds its answer is worth "
     "waiting for: it lowers the service's own limit, and 504 says that they are over. X-Request-ID names a request in "
-    "the log."
+    "the log. X-Rayemb-Client names who asks: the same version answers the same client while there are two. Every path "
+    "is there for each collection too, under /collections/NAME."
 )
 
 
 def create_app(
-    engine: Engine, config: ServeConfig | None = None, *, replica: str = "", tracer: Tracer | None = None
+    engine: Engine | Follower, config: ServeConfig | None = None, *, replica: str = "", tracer: Tracer | None = None
 ) -> FastAPI:
-    """The app that answers from `engine`: search, embeddings, pictures, health, metrics and the web page.
+    """The app that answers from `engine`, or from the versions of a catalog that a follower has opened: search,
+    embeddings, pictures, health, metrics and the web page.
 
     `replica`: the name of the Serve replica that it is in, if it is in one; Serve's proxy then sends X-Request-ID.
     `tracer`: default: the one that `config.tracing` asks for. Raises ServeError where keys, log or tracing cannot be
     opened.
     """
     config = config or ServeConfig()
-    gateway = Gateway(engine, engine.describe(), config, replica, tracer)
+    follower = engine if isinstance(engine, Follower) else None
+    versions = follower.versions if follower else Versions.of(cast(Engine, engine), config.collection)
+    gateway = Gateway(versions, config, replica, tracer, follower)
     # Opened here, not at the first request: what is wrong with them is wrong from the start.
     guard = Guard(config, gateway.metrics)
     log = AccessLog(config.access_log) if config.access_log else None
@@ -66,9 +75,11 @@ def create_app(
         log=log,
         send_id_header=not replica,
     )
+    app.add_middleware(Collections)
     for kind in (ApiError, HTTPException, QueryError, ImageError, EngineUnavailable):
         app.add_exception_handler(kind, _on_error)
-    add_routes(app, gateway, config, gateway.description)
+    # With a catalog the columns that filters know change with the versions: the document names none.
+    add_routes(app, gateway, config, None if follower else versions.routes[config.collection].live.about)
     return app
 
 
@@ -96,10 +107,14 @@ class Gateway:
     """What the routes do; one for each app."""
 
     def __init__(
-        self, engine: Engine, description: Description, config: ServeConfig, replica: str, tracer: Tracer | None
+        self, versions: Versions, config: ServeConfig, replica: str, tracer: Tracer | None, follower: Follower | None
     ) -> None:
-        self.engine, self.description, self.config = engine, description, config
-        self.metrics = Metrics(description.index_version, description.model_digest, description.rows, replica)
+        self.versions, self.config, self.follower = versions, config, follower
+        self.metrics = Metrics(replica)
+        if follower:
+            follower.start(self.metrics)
+        else:
+            self.metrics.serves(versions.routes)
         self.tracer = tracer or open_tracer(config.tracing)
         self._places = asyncio.Semaphore(config.max_ongoing_requests)
         self._waiting = 0
@@ -112,40 +127,47 @@ class Gateway:
     async def search(self, request: Request) -> Response:
         """The items closest to a text, an image, the mean of both, or examples."""
         started = time.perf_counter()
-        query = await search_query(request, self.config, self.description)
-        async with self._place():
-            async with self._stage("embed", 1) as embed:
-                vector = await self._vector(query)
-            async with self._stage("search", 1) as search:
-                found = await self._found(vector, self._reranked(query))
-        async with self._stage("encode", 1):
-            hits = self._hits(found, request.scope.get("root_path", ""))
-            self.metrics.found(1, len(hits), found.missing_shards)
-            total = time.perf_counter() - started
-            return JsonResponse({"hits": hits, **self._about(request, found, embed, search, total)})
+        with self._taken(request) as served:
+            query = await search_query(request, self.config, served.about)
+            async with self._place():
+                async with self._stage("embed", 1) as embed:
+                    vector = await self._vector(served.engine, query)
+                async with self._stage("search", 1) as search:
+                    found = await self._found(served.engine, vector, self._reranked(query))
+            async with self._stage("encode", 1):
+                hits = self._hits(served.about, found, request.scope.get("root_path", ""))
+                self.metrics.found(1, len(hits), found.missing_shards)
+                total = time.perf_counter() - started
+                about = self._about(request, served, found, embed, search, total)
+                return JsonResponse({"hits": hits, **about})
 
     async def search_batch(self, request: Request) -> Response:
         """The items closest to each of many queries, as arrays."""
         started = time.perf_counter()
-        batch = await batch_query(request, self.config, self.description)
-        async with self._place():
-            vectors = batch.vectors
-            async with self._stage("embed", batch.count) as embed:
-                if vectors is None:
-                    vectors, _ = await self.engine.embed_texts(batch.texts)
-            async with self._stage("search", batch.count) as search:
-                ask = self.engine.search if batch.payload else self.engine.search_ids
-                found = await ask(vectors, batch.k, batch.filter, effort=batch.effort, recall=batch.recall)
-        async with self._stage("encode", batch.count):
-            answer = with_payload(found) if isinstance(found, Found) else without_payload(found)
-            self.metrics.found(batch.count, int(answer.counts.sum()), found.missing_shards)
-            total = time.perf_counter() - started
-            return answer.response(self._about(request, found, embed, search, total), arrow=batch.arrow)
+        with self._taken(request) as served:
+            batch = await batch_query(request, self.config, served.about)
+            async with self._place():
+                vectors = batch.vectors
+                async with self._stage("embed", batch.count) as embed:
+                    if vectors is None:
+                        vectors, _ = await served.engine.embed_texts(batch.texts)
+                async with self._stage("search", batch.count) as search:
+                    ask = served.engine.search if batch.payload else served.engine.search_ids
+                    found = await ask(vectors, batch.k, batch.filter, effort=batch.effort, recall=batch.recall)
+            async with self._stage("encode", batch.count):
+                answer = with_payload(found) if isinstance(found, Found) else without_payload(found)
+                self.metrics.found(batch.count, int(answer.counts.sum()), found.missing_shards)
+                total = time.perf_counter() - started
+                return answer.response(self._about(request, served, found, embed, search, total), arrow=batch.arrow)
 
     async def embeddings(self, request: Request) -> Response:
         """Texts as unit vectors of the served model."""
         body, texts = await embeddings_request(request, self.config)
-        digest, dim = self.description.model_digest, self.description.dim
+        with self._taken(request, timed=False) as served:
+            return await self._embedded(served, body, texts)
+
+    async def _embedded(self, served: Served, body: api.EmbeddingsRequest, texts: list[str]) -> Response:
+        digest, dim = served.about.model_digest, served.about.dim
         if body.model != "rayemb" and not names_model(body.model, digest):
             raise ApiError(
                 404,
@@ -161,7 +183,7 @@ class Gateway:
                 "dimensions",
             )
         async with self._place(), self._stage("embed", len(texts)):
-            vectors, tokens = await self.engine.embed_texts(texts)
+            vectors, tokens = await served.engine.embed_texts(texts)
         as_text = body.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector}
@@ -170,11 +192,14 @@ class Gateway:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JsonResponse({"object": "list", "data": data, "model": digest, "usage": usage})
 
-    async def index(self) -> Response:
+    async def index(self, request: Request) -> Response:
         """What is served, and the limits that hold."""
-        about, config = self.description, self.config
+        config = self.config
+        with self._taken(request, timed=False) as served:
+            about, names = served.about, {"collection": served.collection, "version": served.version}
         info = api.IndexInfo(
             **vars(about),
+            **names,
             topology=config.topology,
             max_k=config.max_k,
             max_text_chars=config.max_text_chars,
@@ -186,12 +211,14 @@ class Gateway:
 
     async def image(self, item: str, request: Request) -> Response:
         """The picture that an item was embedded from."""
-        async with self._place():
-            data = await self.engine.image(item)
+        # Of the version that found it, while that is open: another may have the id for something else.
+        with self._taken(request, timed=False, index_version=request.query_params.get("v", "")) as served:
+            async with self._place():
+                data = await served.engine.image(item)
         if data is None:
             raise ApiError(404, "not_found", "no item with this id has a picture", "id")
         # Ids stay, pictures change only with the index version, which is in the URL that hits carry.
-        tag = f'"{self.description.index_version}-{len(data)}"'
+        tag = f'"{served.about.index_version}-{len(data)}"'
         headers = {"Cache-Control": "private, max-age=3600", "ETag": tag}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
@@ -201,8 +228,9 @@ class Gateway:
 
     async def ready(self) -> Response:
         """Whether there is anybody to answer: 503 if not."""
-        missing = await self.engine.missing()
-        parts = {"embedder", *(shard["name"] for shard in self.description.shards)}
+        with self.versions.take() as served:
+            missing = await served.engine.missing()
+        parts = {"embedder", *(shard["name"] for shard in served.about.shards)}
         # Without an embedder, or without any shard, nothing can be answered: send no traffic here.
         dead = "embedder" in missing or len(missing) >= len(parts) - 1
         body = {"status": "degraded" if missing else "ok", "missing_shards": missing}
@@ -218,10 +246,26 @@ class Gateway:
 
     # -- parts -----------------------------------------------------------------------------------------------
 
-    async def _found(self, vector: Vectors | None, wanted: Query) -> Found:
+    @contextmanager
+    def _taken(self, request: Request, *, timed: bool = True, index_version: str = "") -> Iterator[Served]:
+        """The version that answers a request, to its end; `timed`: its time and failures count for the version."""
+        state, started = request.scope.get("state", {}), time.perf_counter()
+        client = request.headers.get(CLIENT) or state.get("key", "")
+        with self.versions.take(state.get("collection"), client, index_version) as served:
+            try:
+                yield served
+            except (ApiError, HTTPException, QueryError, ImageError):
+                raise  # the request's fault
+            except Exception:
+                self.metrics.failures.labels(served.collection, served.version).inc()
+                raise
+            if timed:
+                self.metrics.versions.labels(served.collection, served.version).observe(time.perf_counter() - started)
+
+    async def _found(self, engine: Engine, vector: Vectors | None, wanted: Query) -> Found:
         if vector is None or not wanted.plain:
-            return await self.engine.query(None if vector is None else vector[0], wanted)
-        return await self.engine.search(vector, wanted.k, wanted.filter, effort=wanted.effort, recall=wanted.recall)
+            return await engine.query(None if vector is None else vector[0], wanted)
+        return await engine.search(vector, wanted.k, wanted.filter, effort=wanted.effort, recall=wanted.recall)
 
     def _reranked(self, query: Search) -> Query:
         if query.rerank is None or self._reranker is None:
@@ -229,16 +273,16 @@ class Gateway:
         rerank = Rerank(query.text or "", self.config.rerank_column, query.rerank, self._reranker)
         return replace(query.wanted, rerank=rerank)
 
-    async def _vector(self, query: Search) -> Vectors | None:
+    async def _vector(self, engine: Engine, query: Search) -> Vectors | None:
         """The query as one unit vector `(1, D)`: of its text, its image, or the normalised mean of both; None if it
         has neither.
         """
         parts: list[Vectors] = []
         calls: list[Any] = []
         if query.text is not None:
-            calls.append(self.engine.embed_texts([query.text]))
+            calls.append(engine.embed_texts([query.text]))
         if query.image is not None:
-            calls.append(self.engine.embed_images([query.image]))
+            calls.append(engine.embed_images([query.image]))
         for result in await asyncio.gather(*calls):
             parts.append(result[0] if isinstance(result, tuple) else result)
         if len(parts) < 2:
@@ -249,26 +293,34 @@ class Gateway:
             raise ApiError(422, "invalid_request", "text and image cancel each other out", "text, image")
         return np.asarray(mean / norm, np.float32)
 
-    def _hits(self, found: Found, root: str) -> list[dict[str, Any]]:
+    def _hits(self, about: Description, found: Found, root: str) -> list[dict[str, Any]]:
         hits = []
-        version = self.description.index_version
+        version = about.index_version
         for score, key in zip(found.scores[0].tolist(), found.keys[0].tolist(), strict=True):
             if key < 0:
                 continue
             payload = dict(found.rows[key])
             item = str(payload.pop("id"))
-            url = f"{root}/v1/items/{quote(item, safe='')}/image?v={version}" if self.description.has_images else None
+            url = f"{root}/v1/items/{quote(item, safe='')}/image?v={version}" if about.has_images else None
             hits.append({"id": item, "score": score, "payload": payload, "image_url": url})
         return hits
 
     def _about(
-        self, request: Request, found: Found | FoundIds, embed: "_Stage", search: "_Stage", total_s: float
+        self,
+        request: Request,
+        served: Served,
+        found: Found | FoundIds,
+        embed: "_Stage",
+        search: "_Stage",
+        total_s: float,
     ) -> dict[str, Any]:
         """What every answer to a search says beside its hits."""
         timings = {"embed": embed.seconds, "search": search.seconds, "total": total_s}
         return {
-            "index_version": self.description.index_version,
-            "model_digest": self.description.model_digest,
+            "collection": served.collection,
+            "version": served.version,
+            "index_version": served.about.index_version,
+            "model_digest": served.about.model_digest,
             "partial": bool(found.missing_shards),
             "missing_shards": found.missing_shards,
             "strategies": sorted(set(found.strategies)),
@@ -352,4 +404,4 @@ async def _on_error(request: Request, error: Exception) -> Response:
     else:
         headers = {"Retry-After": "1"}
         answer = ApiError(503, "unavailable", str(error), headers=headers)
-    return error_response(answer, request.url.path, request_id(request.scope))
+    return error_response(answer, get_route_path(request.scope), request_id(request.scope))

@@ -1,8 +1,12 @@
 """What /metrics tells: requests by route, status and key, time by stage, sizes, refusals. One registry a replica."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+
+if TYPE_CHECKING:
+    from rayemb.serve.versions.table import Routes
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _HITS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -19,7 +23,7 @@ class Metrics:
     series, so that their counters are not taken for each other's.
     """
 
-    def __init__(self, index_version: str, model_digest: str, rows: int, replica: str = "") -> None:
+    def __init__(self, replica: str = "") -> None:
         self._replica = replica
         # Its own registry: two gateways in one process (tests, reloads) must not share or clash.
         self.registry = CollectorRegistry()
@@ -38,8 +42,22 @@ class Metrics:
         self.in_progress = Gauge("rayemb_in_progress", "Requests worked on", registry=self.registry)
         self.waiting = Gauge("rayemb_waiting", "Requests that wait for a place", registry=self.registry)
         self.buffered = Gauge("rayemb_buffered_bytes", "Bodies held in memory", registry=self.registry)
-        served = Gauge("rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry)
-        served.labels(index_version, model_digest).set(rows)
+        names = ["collection", "version", "index_version", "model_digest", "role"]
+        self.rows = Gauge("rayemb_index_rows", "Items served", names, registry=self.registry)
+        self.revision = Gauge("rayemb_catalog_revision", "Revision of the catalog applied", registry=self.registry)
+        self.switches = self._counter("rayemb_switches", "Changes of the live version", "collection")
+        self.problems = Gauge(
+            "rayemb_version_problem", "1: not served as the catalog says", ["what"], registry=self.registry
+        )
+        self.versions = Histogram(
+            "rayemb_version_seconds",
+            "Time of the searches that a version answered",
+            ["collection", "version"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.failures = self._counter("rayemb_version_failures", "Searches that failed here", "collection", "version")
+        self._live: dict[str, str] = {}
         # From the start, at 0: an alert on a rate sees the first event too.
         self.stages = {stage: self.seconds.labels(stage) for stage in STAGES}
         for reason in REFUSALS:
@@ -54,6 +72,23 @@ class Metrics:
             self.partial.inc()
         for shard in missing_shards:
             self.missing.labels(shard).inc()
+
+    def serves(self, routes: Mapping[str, "Routes"], revision: int = 0, problems: Iterable[str] = ()) -> None:
+        """Tells which versions answer now, and what is not as the catalog says."""
+        self.rows.clear()
+        self.problems.clear()
+        for collection, each in routes.items():
+            for role, served in each.roles.items():
+                about = served.about
+                names = (collection, served.version, about.index_version, about.model_digest, role)
+                self.rows.labels(*names).set(about.rows)
+            if self._live.get(collection, each.live.version) != each.live.version:
+                self.switches.labels(collection).inc()
+            self._live[collection] = each.live.version
+            self.switches.labels(collection)
+        self.revision.set(revision)
+        for what in problems:
+            self.problems.labels(what).set(1)
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -169,6 +169,11 @@ class SpreadEngine:
         answers = await asyncio.gather(*(self._within(part.ping.remote()) for _, part in parts), return_exceptions=True)
         return [name for (name, _), answer in zip(parts, answers, strict=True) if isinstance(answer, BaseException)]
 
+    def close(self) -> None:
+        """Ends the threads; the deployments are whoever's that started them."""
+        self._pool.shutdown(wait=True)
+        self._composers.shutdown(wait=True)
+
     # -- calls ---------------------------------------------------------------------------------------------
 
     async def _within(self, call: Awaitable[T]) -> T:

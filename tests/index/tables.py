@@ -93,7 +93,7 @@ def build_here(embeddings: str, index: Path | str, config: IndexConfig) -> Manif
         words = Words(column=config.words, length=terms.length, terms=named, shards=tuple(files))
     manifest = Manifest(
         created="2026-01-01T00:00:00+00:00",
-        model_digest=DIGEST,
+        model_digest=table.model_digest,
         embeddings=EmbeddingsRef(uri=table.uri, version=table.version, rows=table.rows),
         metric="inner_product",
         dim=table.dim,

@@ -72,7 +72,7 @@ def test_bodies_held_at_once_are_bounded() -> None:
     config = ServeConfig(max_text_chars=1, max_batch=1, image={"max_bytes": 9, "max_pixels": 9}, retry_after_s=3)  # type: ignore[arg-type]
     most = config.max_body_bytes
     config = config.model_copy(update={"max_buffered_bytes": 2 * most})
-    metrics = Metrics("v", "d", 1)
+    metrics = Metrics()
     bodies = Bodies(config, metrics)
     gate = asyncio.Event()
 
@@ -222,7 +222,7 @@ def expressions(part: Any) -> Iterator[str]:
 
 
 def test_the_dashboard_asks_for_what_is_exported() -> None:
-    metrics = Metrics("v", "d", 1)
+    metrics = Metrics()
     metrics.found(1, 1, ["shard-0"])
     metrics.requests.labels("/v1/search", "POST", "200")
     metrics.keys.labels("ann", "200")
