@@ -1,7 +1,26 @@
 """Which row of the embeddings table each position of a shard is: a range, or an ascending list."""
 
+import os
+
 import numpy as np
 from numpy.typing import NDArray
+
+_STORED = np.dtype("<i8")
+
+
+def write_keys(path: str, listed: NDArray[np.int64]) -> None:
+    """Writes keys `(R,)` to the local file `path`: 64-bit numbers, little-endian, nothing else."""
+    # Not in NumPy's format: it parses its header as Python, which CPython 3.11 cannot do in several threads at once
+    # (SystemError: AST constructor recursion depth mismatch).
+    listed.astype(_STORED).tofile(path)
+
+
+def read_keys(path: str) -> NDArray[np.int64]:
+    """The keys `(R,)` in the local file `path`, its pages shared and read on first use."""
+    if not os.path.getsize(path):
+        return np.zeros(0, np.int64)  # nothing cannot be mapped
+    keys: NDArray[np.int64] = np.asarray(np.memmap(path, _STORED, "r"))
+    return keys
 
 
 class Keys:

@@ -1,6 +1,6 @@
 """What a build has finished, kept in its folder so that another run goes on from there.
 
-<index>/v-<when>-<fingerprint>/trained.faiss, shard-*.faiss, shard-*.keys.npy, words-*.arrow, terms.arrow
+<index>/v-<when>-<fingerprint>/trained.faiss, shard-*.faiss, shard-*.keys, words-*.arrow, terms.arrow
 <index>/v-<when>-<fingerprint>/ledger/*.json    a record of each, written last
 """
 

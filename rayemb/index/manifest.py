@@ -40,7 +40,7 @@ class ShardFile(File):
 
     rows: int = Field(ge=0)
     start: int | None = Field(None, ge=0, description="by rows: key of position 0; the others follow")
-    keys: File | None = Field(None, description="otherwise: the keys, ascending, int64 in NumPy's format")
+    keys: File | None = Field(None, description="otherwise: the keys, ascending, 64 bits each, little-endian")
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:

@@ -18,7 +18,7 @@ from rayemb.index.effort import Effort
 from rayemb.index.errors import IndexArtefactError, QueryError
 from rayemb.index.faiss_index import FaissShard, load_index, reason
 from rayemb.index.filters import Filter
-from rayemb.index.keys import Keys
+from rayemb.index.keys import Keys, read_keys
 from rayemb.index.lexical import LexicalShard, mapped_table
 from rayemb.index.manifest import File, Manifest, ShardFile
 from rayemb.index.merge import merge
@@ -243,7 +243,7 @@ def open_keys(index_uri: str, info: ShardFile) -> Keys:
     if info.keys is None:
         assert info.start is not None  # the manifest has one or the other
         return Keys(info.start, info.rows)
-    listed = np.load(verified_path(index_uri, info.keys))
+    listed = read_keys(verified_path(index_uri, info.keys))
     if len(listed) != info.rows:
         raise IndexArtefactError(
             f"it holds {len(listed)} keys; the manifest says {info.rows}",

@@ -21,6 +21,7 @@ from rayemb.index.faiss_index import (
     seed_training,
     serialise,
 )
+from rayemb.index.keys import read_keys, write_keys
 from rayemb.index.ledger import Ledger, Placed, Trained, Written, file_of
 from rayemb.index.manifest import CurvePoint, File, Manifest, Recall, ShardFile
 from rayemb.index.payload import id_hashes
@@ -109,10 +110,9 @@ def place(
     owners_R = table[cells_R]
     files, rows = [], np.bincount(owners_R, minlength=shards).tolist()
     for number in range(shards):
-        file = f"{ledger.folder}/shard-{number:05d}.keys.npy"
+        file = f"{ledger.folder}/shard-{number:05d}.keys"
         with storage.writing(storage.join(ledger.index_uri, file)) as path:
-            with open(path, "wb") as out:
-                np.save(out, np.flatnonzero(owners_R == number).astype(np.int64))
+            write_keys(path, np.flatnonzero(owners_R == number))
             files.append(file_of(file, path))
     cells_of = tuple(table.tolist()) if trained is not None else ()
     record = Placed(trained=trained_sha256, rows=tuple(rows), keys=tuple(files), cells=cells_of)
@@ -136,7 +136,7 @@ def build_shard(
     """
     give_back_memory()
     embeddings = EmbeddingsTable.open(uri, version)
-    listed = None if isinstance(keys, int) else np.load(verified_path(ledger.index_uri, keys), mmap_mode="r")
+    listed = None if isinstance(keys, int) else read_keys(verified_path(ledger.index_uri, keys))
     index, step = deserialise(trained), _block_rows(embeddings.dim)
     reserve(index, rows)
     for low in range(0, rows, step):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rayemb.index.filters import AND, NOT, OR, Condition
+from rayemb.index.filters import AND, MAX_DEPTH, NOT, OR, Condition
 
 REF = "#/components/schemas/{model}"
 FILTER = {"$ref": REF.format(model="Filter")}
@@ -32,23 +32,25 @@ def filter_schemas(columns: Mapping[str, str] | None) -> dict[str, dict[str, Any
     # Null is the default of what is left out, and no operand.
     condition["properties"] = {name: _operand(field) for name, field in condition["properties"].items()}
     condition["minProperties"] = 1
-    nested = {"allOf": [FILTER], "minProperties": 1}
-    several = {"type": "array", "items": nested, "minItems": 1}
-    document: dict[str, Any] = {
+    plain: dict[str, Any] = {
         "type": "object",
         "description": "column: value (equality; null: missing) or column: condition; all of them hold",
     }
-    operators = {AND: several, OR: several, NOT: nested}
     if columns is None:
         found["Condition"] = condition
-        document["properties"] = operators
         scalar = {"type": ["string", "number", "boolean", "null"]}
-        document["additionalProperties"] = {"anyOf": [scalar, {"$ref": REF.format(model="Condition")}]}
+        any_column = {"anyOf": [scalar, {"$ref": REF.format(model="Condition")}]}
+        plain |= {"properties": {}, "additionalProperties": any_column}
     else:
-        found |= {_name(kind): _condition(condition, kind) for kind in {*columns.values()}}
+        found |= {_name(kind): _condition(condition, kind) for kind in sorted({*columns.values()})}
         fields = {name: _column(kind) for name, kind in columns.items()}
-        document |= {"properties": {**fields, **operators}, "additionalProperties": False}
-    found["Filter"] = document
+        plain |= {"properties": fields, "additionalProperties": False}
+    # Once and not by itself: tools that make examples of a schema go down without end.
+    nested = {"$ref": REF.format(model="Conditions")}
+    several = {"type": "array", "items": nested, "minItems": 1}
+    found["Conditions"] = {**plain, "minProperties": 1}
+    found["Filter"] = {**plain, "properties": {**plain["properties"], AND: several, OR: several, NOT: nested}}
+    found["Filter"]["description"] += f". Filters nested up to {MAX_DEPTH} deep are taken"
     return found
 
 

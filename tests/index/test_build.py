@@ -243,7 +243,7 @@ def test_a_build_that_was_interrupted_goes_on_with_what_is_missing(
     assert "3 of 4 shards are there from an earlier run" in lines
     assert len([line for line in lines if line.startswith("shard-")]) == 1
     now = {file: Path(file).stat().st_ino for file in storage.list_files(uri) if "shard-" in file}
-    kept = [file for file in there if file.endswith((".faiss", ".npy")) and old.trained.file.split("/")[0] not in file]
+    kept = [file for file in there if file.endswith((".faiss", ".keys")) and old.trained.file.split("/")[0] not in file]
     assert len(kept) == 3 + 4 * (config.by != "rows")
     assert all(now[file] == there[file] for file in kept)
     # The manifest is that of a build which nothing happened to, but for when and where.
