@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from rayemb.config import Config
 from rayemb.models import ImageLimits
+from rayemb.serve.versions.catalog import GateConfig
+from rayemb.serve.watch.config import WatchConfig
 from rayemb.storage import normalise
 
 # JSON around the values: keys, quotes, a filter.
@@ -40,6 +42,8 @@ class ServeConfig(Config):
         description="file of collections and their versions (`rayemb collection`), path or URI: what is live there is "
         "served, and followed when it changes; null: one model and one index",
     )
+    watch: WatchConfig = Field(WatchConfig(), description="quality while serving: recall of samples, drift of queries")
+    gate: GateConfig = Field(GateConfig(), description="what a version must reach to be promoted over HTTP")
     catalog_poll_s: float = Field(1.0, gt=0, description="how often the catalog is looked at, in s")
     topology: Literal["together", "spread"] = Field(
         "together",

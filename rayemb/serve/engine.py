@@ -137,6 +137,15 @@ class Engine(Protocol):
         """The parts that do not answer now; empty: all well."""
         ...
 
+    def mapped(self, vectors: Vectors) -> Vectors:
+        """Vectors of the model as the index is asked for them: the same, unless there is a map between models."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the index is."""
+        ...
+
     def close(self) -> None:
         """Lets go of threads and memory, once nothing is asked any more; may wait for what still runs."""
         ...
@@ -350,6 +359,11 @@ class LocalEngine:
     def index(self) -> Index:
         """The index that is searched."""
         return self._index
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the index is."""
+        return self._index.manifest
 
     def mapped(self, vectors: Vectors) -> Vectors:
         """Vectors of the model as the index is asked for them: the same, unless there is a map between models."""

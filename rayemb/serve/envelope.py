@@ -137,7 +137,7 @@ class Envelope:
         try:
             key = self._guard.admit(scope)
             call.key = key.name if key else ""
-            scope["state"].update(key=call.key, admin=bool(key and key.admin))
+            scope["state"].update(key=call.key, admin=bool(key and key.admin), opens=key and key.collections)
             seconds = timeout_of(scope, self._most_s)
         except ApiError:
             with contextlib.suppress(TimeoutError):

@@ -34,7 +34,9 @@ from rayemb.serve.routes import add_routes
 from rayemb.serve.tracing import Tracer, open_tracer
 from rayemb.serve.versions.follow import Follower
 from rayemb.serve.versions.paths import Collections
+from rayemb.serve.versions.shadow import Shadows
 from rayemb.serve.versions.table import Served, Versions
+from rayemb.serve.watch.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ def create_app(
         app.add_exception_handler(kind, _on_error)
     # With a catalog the columns that filters know change with the versions: the document names none.
     add_routes(app, gateway, config, None if follower else versions.routes[config.collection].live.about)
+    app.state.gateway = gateway
     return app
 
 
@@ -116,6 +119,8 @@ class Gateway:
         else:
             self.metrics.serves(versions.routes)
         self.tracer = tracer or open_tracer(config.tracing)
+        self.watch = Watch(config.watch, self.metrics)
+        self.shadows = Shadows(versions, self.metrics, lambda: self._waiting > 0 or self._places.locked())
         self._places = asyncio.Semaphore(config.max_ongoing_requests)
         self._waiting = 0
         self._reranker: Reranker | None = None
@@ -139,7 +144,9 @@ class Gateway:
                 self.metrics.found(1, len(hits), found.missing_shards)
                 total = time.perf_counter() - started
                 about = self._about(request, served, found, embed, search, total)
-                return JsonResponse({"hits": hits, **about})
+                answer = JsonResponse({"hits": hits, **about})
+            self._beside(served, query, vector, found, embed.seconds + search.seconds)
+            return answer
 
     async def search_batch(self, request: Request) -> Response:
         """The items closest to each of many queries, as arrays."""
@@ -236,6 +243,10 @@ class Gateway:
         body = {"status": "degraded" if missing else "ok", "missing_shards": missing}
         return JsonResponse(body, 503 if dead and missing else 200)
 
+    def close(self) -> None:
+        """Ends what the gateway does beside answering; the versions are their opener's."""
+        self.watch.close()
+
     async def health(self) -> Response:
         """Whether the process lives."""
         return JsonResponse({"status": "ok", "missing_shards": []})
@@ -261,6 +272,15 @@ class Gateway:
                 raise
             if timed:
                 self.metrics.versions.labels(served.collection, served.version).observe(time.perf_counter() - started)
+
+    def _beside(self, served: Served, query: Search, vector: Vectors | None, found: Found, seconds: float) -> None:
+        """What is done beside an answer that is ready: the shadow is asked, the watch may take a sample."""
+
+        async def ask(other: Served) -> Found:
+            return await self._found(other.engine, await self._vector(other.engine, query), self._reranked(query))
+
+        self.shadows.offer(served, found, seconds, ask)
+        self.watch.offer(served, vector, query.wanted, found)
 
     async def _found(self, engine: Engine, vector: Vectors | None, wanted: Query) -> Found:
         if vector is None or not wanted.plain:

@@ -12,6 +12,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _HITS = (0, 1, 2, 5, 10, 20, 50, 100)
 _QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _BYTES = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
+_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 STAGES = ("request", "wait", "embed", "search", "encode")
 REFUSALS = ("overloaded", "memory", "rate", "size", "collection", "deadline")
 
@@ -57,6 +58,41 @@ class Metrics:
             registry=self.registry,
         )
         self.failures = self._counter("rayemb_version_failures", "Searches that failed here", "collection", "version")
+        version = ["collection", "version"]
+        self.overlap = Histogram(
+            "rayemb_shadow_overlap",
+            "Share of the answer's hits that the shadow found too",
+            version,
+            buckets=_SHARES,
+            registry=self.registry,
+        )
+        self.shadow_seconds = Histogram(
+            "rayemb_shadow_seconds",
+            "Time to embed and search, of queries that both answered",
+            [*version, "side"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.shadows = self._counter("rayemb_shadow", "Queries for a shadow, by outcome", *version, "outcome")
+        self.recall = Gauge(
+            "rayemb_recall_at_k", "Recall of queries asked again exactly", [*version, "k"], registry=self.registry
+        )
+        self.sampled = self._counter("rayemb_recall_samples", "Queries asked again exactly, or not", "outcome")
+        self.shift = Gauge(
+            "rayemb_query_shift",
+            "Squared distance of the queries' mean from the reference's, over the reference's variance",
+            version,
+            registry=self.registry,
+        )
+        self.stability = Gauge(
+            "rayemb_query_stability",
+            "Population stability index of the queries against the reference, mean over directions",
+            version,
+            registry=self.registry,
+        )
+        self.alerts = Gauge(
+            "rayemb_alert", "1: past its threshold (serve.watch)", [*version, "alert"], registry=self.registry
+        )
         self._live: dict[str, str] = {}
         # From the start, at 0: an alert on a rate sees the first event too.
         self.stages = {stage: self.seconds.labels(stage) for stage in STAGES}

@@ -169,6 +169,15 @@ class SpreadEngine:
         answers = await asyncio.gather(*(self._within(part.ping.remote()) for _, part in parts), return_exceptions=True)
         return [name for (name, _), answer in zip(parts, answers, strict=True) if isinstance(answer, BaseException)]
 
+    def mapped(self, vectors: Vectors) -> Vectors:
+        """The same: there is no map between models here."""
+        return vectors
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the index is."""
+        return self._manifest
+
     def close(self) -> None:
         """Ends the threads; the deployments are whoever's that started them."""
         self._pool.shutdown(wait=True)

@@ -138,6 +138,11 @@ def index() -> Call[IndexInfo]:
     return Call("GET", "/v1/index", IndexInfo.model_validate_json)
 
 
+def collections() -> Call[dict[str, Any]]:
+    """GET /v1/collections."""
+    return Call("GET", "/v1/collections", json.loads)
+
+
 def image(image_url: str) -> Call[bytes]:
     """The picture behind a hit's `image_url`."""
     return Call("GET", image_url, bytes)

@@ -7,7 +7,7 @@ changes.py    add, promote, canary, roll back   shadow.py    requests asked of a
 query_map.py  queries of one model, index of another
 """
 
-from rayemb.serve.versions.catalog import Canary, Catalog, Collection, Event, Version
+from rayemb.serve.versions.catalog import Canary, Catalog, Collection, Event, GateConfig, Version
 from rayemb.serve.versions.store import CatalogError, CatalogStore, ConflictError
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "Collection",
     "ConflictError",
     "Event",
+    "GateConfig",
     "Version",
 ]

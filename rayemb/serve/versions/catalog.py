@@ -15,6 +15,18 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 Action = Literal["add", "promote", "canary", "shadow", "rollback", "remove"]
 
 
+class GateConfig(Config):
+    """How good a version has to be."""
+
+    min_recall: float = Field(
+        0.9, ge=0, le=1, description="least recall of the index against exact search, of its manifest; 0: not asked for"
+    )
+    k: int = Field(10, ge=1, description="hits of a labelled query among which a relevant item counts")
+    margin: float = Field(
+        0.02, ge=0, le=1, description="how much fewer labelled queries may be answered than by the live version"
+    )
+
+
 class QueryMapRef(Config):
     """A map of query vectors into the space of another model's index: `rayemb.serve.versions.query_map`."""
 

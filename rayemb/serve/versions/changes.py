@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.versions.catalog import Canary, Catalog, Collection, Event, Version, is_name
-from rayemb.serve.versions.gate import GateConfig, judge
+from rayemb.serve.versions.catalog import Canary, Catalog, Collection, Event, GateConfig, Version, is_name
+from rayemb.serve.versions.gate import judge
 from rayemb.serve.versions.opening import Opener, new_version, now
 from rayemb.serve.versions.store import CatalogError, CatalogStore, ConflictError
 

@@ -15,21 +15,9 @@ from rayemb.evaluate.metrics import paired_bootstrap
 from rayemb.index import load_manifest
 from rayemb.serve.engine import Engine
 from rayemb.serve.errors import ServeError
-from rayemb.serve.versions.catalog import Version
+from rayemb.serve.versions.catalog import GateConfig, Version
 
 _BATCH = 64
-
-
-class GateConfig(Config):
-    """How good a version has to be."""
-
-    min_recall: float = Field(
-        0.9, ge=0, le=1, description="least recall of the index against exact search, of its manifest; 0: not asked for"
-    )
-    k: int = Field(10, ge=1, description="hits of a labelled query among which a relevant item counts")
-    margin: float = Field(
-        0.02, ge=0, le=1, description="how much fewer labelled queries may be answered than by the live version"
-    )
 
 
 class Labelled(Config):

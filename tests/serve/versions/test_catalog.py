@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,8 @@ from rayemb.serve.versions import (
     Version,
     changes,
 )
-from rayemb.serve.versions.gate import GateConfig, read_labels
+from rayemb.serve.versions.catalog import GateConfig
+from rayemb.serve.versions.gate import read_labels
 from rayemb.serve.versions.opening import Opener, new_version
 from rayemb.serve.versions.query_map import QueryMap
 from tests.serve.versions.conftest import TEXTS, Versioned, build_version
@@ -41,9 +41,7 @@ def test_a_document_that_contradicts_itself_is_none() -> None:
     with pytest.raises(ValidationError, match="live names version 'a'"):
         Collection(live="a")
     with pytest.raises(ValidationError, match="stand beside a live version"):
-        Collection.model_validate(
-            {"versions": {}, "canary": None, "live": None, "shadow": {"version": "", "percent": 1}}
-        )
+        Collection(versions={"a": VERSION}, shadow=Canary(version="a", percent=1))
     with pytest.raises(ValidationError):
         Catalog.model_validate({"format": 2})
     with pytest.raises(ValidationError):
@@ -69,7 +67,8 @@ def _many(uri: str, number: int) -> None:
 
 
 def test_concurrent_writers_lose_nothing(store: CatalogStore) -> None:
-    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+    # Threads: each opens the lock for itself, as processes do.
+    with ThreadPoolExecutor(3) as pool:
         for each in [pool.submit(_many, store.uri, number) for number in range(3)]:
             each.result()
     catalog = store.read()
