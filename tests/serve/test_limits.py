@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -22,6 +23,7 @@ from rayemb.serve.tracing import OpenTelemetry
 from tests.serve.test_bad_requests import Slow, check
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "rayemb.json"
+RULES = DASHBOARD.parents[1] / "prometheus" / "rayemb.rules.yaml"
 
 
 def with_timeout(seconds: object) -> dict[str, str]:
@@ -226,12 +228,24 @@ def test_the_dashboard_asks_for_what_is_exported() -> None:
     metrics.found(1, 1, ["shard-0"])
     metrics.requests.labels("/v1/search", "POST", "200")
     metrics.keys.labels("ann", "200")
+    metrics.rows.labels("c", "v", "i", "m", "live")
+    metrics.switches.labels("c")
+    metrics.problems.labels("c/v")
+    for each in (metrics.versions, metrics.failures, metrics.overlap, metrics.shift, metrics.stability):
+        each.labels("c", "v")
+    for each, last in ((metrics.shadow_seconds, "live"), (metrics.shadows, "asked"), (metrics.recall, "10")):
+        each.labels("c", "v", last)
+    metrics.alerts.labels("c", "v", "recall")
+    metrics.sampled.labels("measured")
     exported: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         for sample in family.samples:
             exported.setdefault(sample.name, set()).update(sample.labels)
     queries = list(expressions(json.loads(DASHBOARD.read_text())))
     assert len(queries) >= 12
+    rules = list(expressions(yaml.safe_load(RULES.read_text())))
+    assert len(rules) >= 5
+    queries += rules
     asked: set[str] = set()
     for query in queries:
         for name, selector in re.findall(r"\b(rayemb_\w+)(\{[^}]*\})?", query):

@@ -70,7 +70,7 @@ def work(questions: TextIO, answers: TextIO) -> None:
             if key not in tables:
                 tables = {key: EmbeddingsTable.open(*key)}  # the last one only
             x_ND, keys = np.array([asked["vector"]], np.float32), np.array([asked["keys"]], np.int64)
-            answer = {"recall": recall_of(tables[key], x_ND, keys)}
+            answer: dict[str, Any] = {"recall": recall_of(tables[key], x_ND, keys)}
         except (RayembError, OSError, ValueError) as error:
             answer = {"error": str(error)}
         answers.write(json.dumps(answer) + "\n")

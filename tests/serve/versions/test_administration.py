@@ -110,12 +110,13 @@ def test_what_is_refused_over_http_says_why(ask: Ask, versioned: Versioned) -> N
     ask("DELETE", one + "/versions/a", expect=409)
     mixed = {"model": versioned.models["a"], "index": versioned.indexes["b"]}
     assert "do not compare" in ask("POST", one + "/versions", body=mixed, expect=422)["error"]["message"]
-    for body in (
+    wrong = (
         {"version": "a", "percent": 101},
         {"version": "a"},
         {"version": "../a", "percent": 1},
         {"versions": 1},
-    ):
+    )
+    for body in wrong:
         ask("POST", one + "/canary", body=body, expect=422)
     assert ask("POST", one + "/rollback", body=[], expect=422)["error"]["field"] == "body"
 

@@ -1,6 +1,7 @@
 """A shadow: compared, never answering, never in the way."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
@@ -20,9 +21,9 @@ def figures(http: TestClient, name: str, queries: int) -> dict[str, Any]:
 
 
 def test_the_same_answers_overlap_and_others_do_not(
-    store: CatalogStore, versioned: Versioned, run: Run, tmp_path: Any
+    store: CatalogStore, versioned: Versioned, run: Run, tmp_path: Path
 ) -> None:
-    # Version c is a by another name: equal vectors, other ids; d has the very ids.
+    # The same model, vectors and ids, in an index of its own.
     same = build_version(tmp_path, "a", versioned.models["a"])
     changes.add(store, "default", versioned.models["a"], versioned.indexes["a"], name="a")
     changes.add(store, "default", versioned.models["a"], same, name="same")
@@ -44,7 +45,7 @@ def test_the_same_answers_overlap_and_others_do_not(
 
 
 def test_a_shadow_that_cannot_answer_fails_alone(
-    store: CatalogStore, versioned: Versioned, run: Run, tmp_path: Any
+    store: CatalogStore, versioned: Versioned, run: Run, tmp_path: Path
 ) -> None:
     versioned.fill(store)
     changes.promote(store, "default", "a")

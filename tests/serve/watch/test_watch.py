@@ -1,6 +1,7 @@
 """The watch of a gateway: the recall that it tells is the recall there is, and nothing waits for it."""
 
 import io
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,6 @@ def test_exact_search_answers_line_by_line_and_goes_on_after_a_mistake(coarse: t
     table = EmbeddingsTable.open(ref.uri)
     vector = table.vectors(7, 8)[0]
     _, keys = naive_search(table.vectors(0, ROWS), vector[None], 4)
-    import json
 
     def line(**more: Any) -> str:
         return json.dumps({"uri": ref.uri, "version": ref.version, "vector": vector.tolist(), **more})
@@ -90,7 +90,7 @@ def test_exact_search_answers_line_by_line_and_goes_on_after_a_mistake(coarse: t
     work(io.StringIO("\n".join(asked)), out)
     answers = [json.loads(each) for each in out.getvalue().splitlines()]
     assert [each.get("recall") for each in answers] == [1.0, None, 0.75, 0.25]
-    assert "no such embeddings table" in answers[1]["error"]
+    assert "of this embeddings table" in answers[1]["error"]
 
 
 def test_the_process_ends_when_it_is_closed(coarse: tuple[str, str]) -> None:
