@@ -25,7 +25,7 @@ from rayemb.serve.api import Filter, SearchEffort, Strict, Timings
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description, Found, FoundIds, Vectors
 from rayemb.serve.envelope import JsonResponse, dumps
-from rayemb.serve.errors import ApiError
+from rayemb.serve.errors import ApiError, ModelMismatchError
 from rayemb.serve.parse import JSON, check_text, checked_effort, checked_filter, content_type, json_object, validated
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -197,8 +197,7 @@ def _checked(x_ND: _Rows, model: str | None, digest: str, config: ServeConfig) -
     if model is None:
         raise ApiError(422, "invalid_request", "name the model that made the vectors: its digest", "model")
     if not names_model(model, digest):
-        told = f"the index is of model {digest}; vectors of another model do not compare"
-        raise ApiError(409, "model_mismatch", told, "model")
+        raise ModelMismatchError(model, digest)
     if not len(x_ND):
         raise ApiError(422, "invalid_request", "give at least one vector", "vectors")
     if len(x_ND) > config.max_queries:

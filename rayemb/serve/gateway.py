@@ -4,9 +4,10 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ from rayemb.serve.batch import batch_query, names_model, with_payload, without_p
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description, Engine, Found, FoundIds, Vectors
 from rayemb.serve.envelope import Envelope, JsonResponse, error_response, request_id
-from rayemb.serve.errors import ApiError, EngineUnavailable
+from rayemb.serve.errors import ApiError, EngineUnavailable, ModelMismatchError
 from rayemb.serve.limits import Guard
 from rayemb.serve.metrics import Metrics
 from rayemb.serve.page import sniff
@@ -150,8 +151,15 @@ class Gateway:
 
     async def search_batch(self, request: Request) -> Response:
         """The items closest to each of many queries, as arrays."""
+        try:
+            return await self._search_batch(request)
+        except ModelMismatchError as error:
+            # While two versions answer, vectors go to the one that they are of.
+            return await self._search_batch(request, partial(_is_of, error.model))
+
+    async def _search_batch(self, request: Request, wanted: Callable[[Description], bool] | None = None) -> Response:
         started = time.perf_counter()
-        with self._taken(request) as served:
+        with self._taken(request, wanted=wanted) as served:
             batch = await batch_query(request, self.config, served.about)
             async with self._place():
                 vectors = batch.vectors
@@ -170,7 +178,7 @@ class Gateway:
     async def embeddings(self, request: Request) -> Response:
         """Texts as unit vectors of the served model."""
         body, texts = await embeddings_request(request, self.config)
-        with self._taken(request, timed=False) as served:
+        with self._taken(request, timed=False, wanted=partial(_is_of, body.model)) as served:
             return await self._embedded(served, body, texts)
 
     async def _embedded(self, served: Served, body: api.EmbeddingsRequest, texts: list[str]) -> Response:
@@ -219,7 +227,8 @@ class Gateway:
     async def image(self, item: str, request: Request) -> Response:
         """The picture that an item was embedded from."""
         # Of the version that found it, while that is open: another may have the id for something else.
-        with self._taken(request, timed=False, index_version=request.query_params.get("v", "")) as served:
+        found_by = request.query_params.get("v")
+        with self._taken(request, timed=False, wanted=lambda about: about.index_version == found_by) as served:
             async with self._place():
                 data = await served.engine.image(item)
         if data is None:
@@ -258,11 +267,13 @@ class Gateway:
     # -- parts -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _taken(self, request: Request, *, timed: bool = True, index_version: str = "") -> Iterator[Served]:
+    def _taken(
+        self, request: Request, *, timed: bool = True, wanted: Callable[[Description], bool] | None = None
+    ) -> Iterator[Served]:
         """The version that answers a request, to its end; `timed`: its time and failures count for the version."""
         state, started = request.scope.get("state", {}), time.perf_counter()
         client = request.headers.get(CLIENT) or state.get("key", "")
-        with self.versions.take(state.get("collection"), client, index_version) as served:
+        with self.versions.take(state.get("collection"), client, wanted) as served:
             try:
                 yield served
             except (ApiError, HTTPException, QueryError, ImageError):
@@ -398,6 +409,10 @@ class _Stage:
         self.seconds = time.perf_counter() - self._begin
         self._timer.observe(self.seconds)
         self._span.__exit__(*problem)
+
+
+def _is_of(model: str, about: Description) -> bool:
+    return names_model(model, about.model_digest)
 
 
 def _base64(vector: Vectors) -> str:

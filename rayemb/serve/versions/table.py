@@ -75,14 +75,17 @@ class Versions:
         return name
 
     @contextmanager
-    def take(self, collection: str | None = None, client: str = "", index_version: str = "") -> Iterator[Served]:
+    def take(
+        self, collection: str | None = None, client: str = "", wanted: Callable[[Description], bool] | None = None
+    ) -> Iterator[Served]:
         """The version that answers a request, held to the end of the block.
 
         `client`: who asks; the same one gets the same version while the canary's share stays or grows. Without, chance
-        decides. `index_version`: that one, if it is still open. Raises ApiError for an unknown collection.
+        decides. `wanted`: rather the one of the live version and the canary that is so, if one is: what a client has
+        of a version already (its vectors, a link) belongs to that one. Raises ApiError for an unknown collection.
         """
         with self._lock:
-            served = self._choice(self._routes[self.name(collection)], client, index_version)
+            served = self._choice(self._routes[self.name(collection)], client, wanted)
             served.holders += 1
         try:
             yield served
@@ -122,13 +125,13 @@ class Versions:
             _close(served)
 
     @staticmethod
-    def _choice(routes: Routes, client: str, index_version: str) -> Served:
-        if index_version:
-            for served in routes.roles.values():
-                if served.about.index_version == index_version:
-                    return served
+    def _choice(routes: Routes, client: str, wanted: Callable[[Description], bool] | None) -> Served:
         if routes.canary is None:
             return routes.live
+        if wanted is not None:
+            for each in (routes.live, routes.canary[0]):
+                if wanted(each.about):
+                    return each
         served, percent = routes.canary
         return served if share_of(client, served.collection, served.version) * 100 < percent else routes.live
 

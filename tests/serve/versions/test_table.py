@@ -198,6 +198,24 @@ def test_a_canary_gets_its_share_and_a_client_keeps_its_version(
         assert {asked(client) for client in clients} == {"a"}
 
 
+def test_vectors_go_to_the_version_that_they_are_of(store: CatalogStore, versioned: Versioned, run: Run) -> None:
+    versioned.fill(store)
+    changes.promote(store, "default", "a")
+    changes.set_canary(store, "default", "b", 50)
+    digests = {name: each.model_digest for name, each in store.read().collections["default"].versions.items()}
+    with run(store) as service, TestClient(service.app) as http:
+        for name in ("a", "b") * 4:
+            body = {"input": ["red star"], "model": digests[name]}
+            made = http.post("/v1/embeddings", json=body).json()
+            assert made["model"] == digests[name]
+            batch = {"vectors": [made["data"][0]["embedding"]], "model": made["model"], "k": 2}
+            answer = http.post("/v1/search/batch", json=batch)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["version"] == name
+        wrong = http.post("/v1/search/batch", json={**batch, "model": "0" * 64})
+        assert (wrong.status_code, wrong.json()["error"]["type"]) == (409, "model_mismatch")
+
+
 def test_shares_are_even() -> None:
     shares = [share_of(f"client {i}", "c", "v") for i in range(4000)]
     # Kolmogorov's bound at 1e-6: a tail of 2 exp(-2 n d^2).
