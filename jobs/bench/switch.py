@@ -45,13 +45,14 @@ DIM, K = 128, 10
 
 def make_version(folder: Path, name: str, seed: int, rows: int) -> tuple[str, str]:
     """A model and its index; ids and payload say the version."""
+    tokens = TokenizerConfig(vocab_size=512, max_length=16)
     config = TwoTowerConfig(
         dim=DIM,
         image=None,
         text=TextTransformerConfig(width=64, depth=2, heads=2),
-        tokenizer=TokenizerConfig(vocab_size=512, max_length=16),
+        tokenizer=tokens,
     )
-    model = Model.create(config, TextTokenizer.train(WORDS, config.tokenizer), seed)
+    model = Model.create(config, TextTokenizer.train(WORDS, tokens), seed)
     model.save(str(folder / f"model-{name}"))
     x = np.random.default_rng(seed).normal(size=(rows, DIM)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)

@@ -61,6 +61,8 @@ class BatchHits:
     strategies: list[str]
     timings_ms: dict[str, float]
     request_id: str
+    collection: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True)
