@@ -1,4 +1,4 @@
-"""The command line: `rayemb demo|recipe|data|curate|train|soup|report|evaluate|embed|index|mine|serve|search|...`.
+"""The command line: `rayemb demo|recipe|data|curate|train|soup|report|evaluate|embed|index|mine|serve|collection|...`.
 
 Every stage takes a YAML config and overrides: `rayemb train run.yaml train.steps=100`.
 """
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rayemb import __version__
+from rayemb.cli_collection import collection_app
 from rayemb.cli_serve import serve_app
 from rayemb.config import ConfigError, dump, load, schema
 from rayemb.curate import Step
@@ -55,6 +56,7 @@ app.add_typer(curate_app, name="curate")
 app.add_typer(index_app, name="index")
 app.add_typer(config_app, name="config")
 app.add_typer(serve_app, name="serve")
+app.add_typer(collection_app, name="collection")
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -47,7 +47,7 @@ def openapi(
 ) -> None:
     """The OpenAPI document of the service under this config, as JSON."""
     from rayemb.cli import read_config
-    from rayemb.serve.gateway import openapi_document
+    from rayemb.serve.asgi import openapi_document
     from rayemb.storage import write_json
 
     document = openapi_document(read_config(args).serve)
@@ -65,6 +65,7 @@ def key_new(
     write: Annotated[bool, typer.Option("--write", help="It may write and delete items.")] = False,
     per_second: Annotated[float | None, typer.Option(help="Requests a second, at each gateway replica.")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(min=1, help="Largest body of a request.")] = None,
+    admin: Annotated[bool, typer.Option(help="It may change the catalog: /v1/collections.")] = False,
 ) -> None:
     """Make a key. It is shown this once; the file has its digest alone."""
     from rayemb.serve.keys import new_key
@@ -76,6 +77,7 @@ def key_new(
         write=write,
         per_second=per_second,
         max_body_bytes=max_body_bytes,
+        admin=admin,
     )
     typer.echo(secret)
 
@@ -92,7 +94,7 @@ def key_list(keys: Keys, as_json: Annotated[bool, typer.Option("--json", help="A
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    names = ("name", "created", "revoked", "collections", "write", "per_second", "max_body_bytes")
+    names = ("name", "created", "revoked", "collections", "write", "admin", "per_second", "max_body_bytes")
     table = Table(*names)
     for key in found:
         table.add_row(*("" if key[name] is None else str(key[name]) for name in names))

@@ -129,7 +129,7 @@ def median(ask: Callable[[NDArray[np.float32]], object], queries: NDArray[np.flo
 def unit(rng: np.random.Generator, rows: int, dim: int) -> NDArray[np.float32]:
     """Random unit vectors `(rows, dim)` float32."""
     x = rng.normal(size=(rows, dim)).astype(np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from rayemb.index.plan import Candidate, Plan, plan_index
 from rayemb.index.queries import Fusion, Hits, Query, Rerank, Reranker
 from rayemb.index.searcher import Index
 from rayemb.index.shard import Shard
-from rayemb.index.verify import VerifyReport, measure, measure_recall, verify_index
+from rayemb.index.verify import VerifyReport, measure, measure_recall, recall_of, verify_index
 from rayemb.index.view import View
 
 __all__ = [
@@ -65,5 +65,6 @@ __all__ = [
     "measure_recall",
     "merge",
     "plan_index",
+    "recall_of",
     "verify_index",
 ]

@@ -49,7 +49,7 @@ def build_index(
     *,
     model_digest: str | None = None,
     version: int | None = None,
-    trained: File | None = None,
+    compacted: Manifest | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Builds an index over an embeddings table, publishes it, and gives its manifest.
@@ -65,7 +65,8 @@ def build_index(
     Args:
         model_digest: the digest that the table must carry; default: whatever it carries.
         version: of the table; default: the newest.
-        trained: a trained index of the same type that is in `index_uri`, to use instead of training one.
+        compacted: the index published there whose rows these are, with its updates: its trained index is used again,
+            and the manifest names it as the origin.
         progress: receives one line per step.
 
     Raises:
@@ -89,7 +90,7 @@ def build_index(
     mark = fingerprint(embeddings.uri, embeddings.version, config, str(faiss.__version__))
     ledger = Ledger.open(index_uri, mark, _folders_of_published(index_uri))
     try:
-        manifest = _run(embeddings, ledger, config, trained, say, started_s)
+        manifest = _run(embeddings, ledger, config, compacted, say, started_s)
         if planned:
             manifest = _tuned(manifest, config.plan.recall)
         outdated = _folders_of_published(index_uri)
@@ -115,12 +116,13 @@ def _run(
     embeddings: EmbeddingsTable,
     ledger: Ledger,
     config: IndexConfig,
-    reused: File | None,
+    compacted: Manifest | None,
     say: Progress,
     started_s: float,
 ) -> Manifest:
     """Trains, places rows, writes the shards that the ledger lacks, measures."""
     source = (embeddings.uri, embeddings.version)
+    reused = compacted.trained if compacted else None
     trained = ray.remote(tasks.train).remote(*source, config, ledger, reused)
     ids = ray.remote(tasks.check_ids).remote(*source)
     _gather([ids, trained], lambda done: None, say, "training and checking ids")
@@ -165,6 +167,7 @@ def _run(
         prefix=config.prefix,
         effort=config.effort,
         updates=updates_in(embeddings),
+        origin=(compacted.origin or compacted.version) if compacted else None,
         sharding=Sharding(by=config.by, cells=routing),
         trained=File(**quantiser.model_dump()),
         shards=shards,

@@ -106,6 +106,7 @@ class Manifest(_Part):
     prefix: int | None = Field(None, description="the type sees this many first coordinates; all are re-ranked by")
     effort: Effort = Field(description="how wide to search unless asked otherwise")
     updates: int = Field(0, ge=0, description="version of the log of live updates that the embeddings hold")
+    origin: str | None = Field(None, description="of an index that was compacted: the version that was built")
     sharding: Sharding
     trained: File = Field(description="the trained FAISS index without rows, of which every shard is a copy")
     shards: tuple[ShardFile, ...] = Field(min_length=1)

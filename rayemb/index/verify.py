@@ -159,6 +159,16 @@ def measure(
     return Recall(k=k, queries=queries, recall=recalls[0]), frontier(points)
 
 
+def recall_of(embeddings: EmbeddingsTable, x_ND: NDArray[np.float32], keys_NK: NDArray[np.int64]) -> float:
+    """The share of `keys_NK`, what an index found for each query, that exact search over the table finds as well.
+
+    As in `measure` any row counts whose true score reaches the exact K-th less 1e-6. Queries are no rows of the table:
+    nothing is left out. -1 is a miss.
+    """
+    exact = exact_search(embeddings, x_ND, min(keys_NK.shape[1], embeddings.rows))[1]
+    return _recalls(embeddings, x_ND, exact, [keys_NK[:, : exact.shape[1]]])[0]
+
+
 def efforts_of(index: Any, own: Effort) -> list[Effort]:
     """The efforts worth measuring for the type of `index`; parts that it lacks are as in `own`."""
     lists, graph, refine = parts_of(index)

@@ -71,9 +71,11 @@ def serve_until_interrupted(config: RunConfig, display: Display | None = None) -
         environment = {**environment, **cluster_environment(config.serve)}
     with connect(config.cluster, environment):
         with display.stage("Start the service"):
-            server = start(config.uri("model"), config.uri("index"), config.serve)
+            names = (None, None) if config.serve.catalog else (config.uri("model"), config.uri("index"))
+            server = start(names[0], names[1], config.serve)
         with server:
-            display.result(f"web page {server.url}/, API described at {server.url}/openapi.json", config.uri("index"))
+            what = config.serve.catalog or config.uri("index")
+            display.result(f"web page {server.url}/, API described at {server.url}/openapi.json", what)
             _wait()
 
 

@@ -112,6 +112,8 @@ class SearchResponse(BaseModel):
     """The hits of a query, best first, and what they were computed with."""
 
     hits: list[Hit] = Field(description="best first; fewer than k if the index or the filter has fewer")
+    collection: str = Field(description="the collection that was searched")
+    version: str = Field(description="name of the version of it that answered")
     index_version: str = Field(description="version of the index that answered")
     model_digest: str = Field(description="digest of the model that embedded the query")
     partial: bool = Field(description="true if some shards did not answer: their items are missing from the hits")
@@ -153,6 +155,8 @@ class EmbeddingsResponse(BaseModel):
 class IndexInfo(BaseModel):
     """What is served, and which limits hold."""
 
+    collection: str = Field("", description="name of the collection")
+    version: str = Field("", description="name of the version that answers, in the catalog")
     index_version: str = Field(description="version of the index")
     model_digest: str = Field(description="digest of the model")
     rows: int = Field(description="items in the index")

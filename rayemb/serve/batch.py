@@ -25,7 +25,7 @@ from rayemb.serve.api import Filter, SearchEffort, Strict, Timings
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description, Found, FoundIds, Vectors
 from rayemb.serve.envelope import JsonResponse, dumps
-from rayemb.serve.errors import ApiError
+from rayemb.serve.errors import ApiError, ModelMismatchError
 from rayemb.serve.parse import JSON, check_text, checked_effort, checked_filter, content_type, json_object, validated
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -61,6 +61,8 @@ class BatchResponse(BaseModel):
     ids: list[list[str]] = Field(description="ids of the hits of each query")
     scores: list[list[float]] = Field(description="their scores: inner product of unit vectors, larger is closer")
     payload: list[list[dict[str, Any]]] | None = Field(None, description="their payload columns, if asked for")
+    collection: str = Field(description="the collection that was searched")
+    version: str = Field(description="name of the version of it that answered")
     index_version: str = Field(description="version of the index that answered")
     model_digest: str = Field(description="digest of the model of the vectors")
     partial: bool = Field(description="true if some shards did not answer: their items are missing from the hits")
@@ -219,8 +221,7 @@ def _check_model(model: str | None, digest: str) -> None:
     if model is None:
         raise ApiError(422, "invalid_request", "name the model that made the vectors: its digest", "model")
     if not names_model(model, digest):
-        told = f"the index is of model {digest}; vectors of another model do not compare"
-        raise ApiError(409, "model_mismatch", told, "model")
+        raise ModelMismatchError(model, digest)
 
 
 def _unit(x_ND: _Rows, names: Sequence[str]) -> Vectors:

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from rayemb.config import Config
 from rayemb.models import ImageLimits
+from rayemb.serve.versions.catalog import GateConfig
+from rayemb.serve.watch.config import WatchConfig
 from rayemb.storage import normalise
 
 Part = Literal["gateway", "embedder", "shards"]
@@ -69,7 +71,19 @@ class ServeConfig(Config):
         description="let everybody in who reaches the address; without it, an address that other machines reach "
         "needs keys",
     )
-    collection: str = Field("default", description="name of what is served; a key may be for some collections only")
+    collection: str = Field(
+        "default",
+        description="name of what is served, or with a catalog the collection of requests that name none; a key may be "
+        "for some collections only",
+    )
+    catalog: str | None = Field(
+        None,
+        description="file of collections and their versions (`rayemb collection`), path or URI: what is live there is "
+        "served, and followed when it changes; null: one model and one index",
+    )
+    watch: WatchConfig = Field(WatchConfig(), description="quality while serving: recall of samples, drift of queries")
+    gate: GateConfig = Field(GateConfig(), description="what a version must reach to be promoted over HTTP")
+    catalog_poll_s: float = Field(1.0, gt=0, description="how often the catalog is looked at, in s")
     topology: Literal["together", "spread"] = Field(
         "together",
         description="together: model and all shards in each gateway replica (fastest where they fit in one "
@@ -154,7 +168,7 @@ class ServeConfig(Config):
         "(extra `tracing`); null: none",
     )
 
-    @field_validator("keys")
+    @field_validator("keys", "catalog")
     @classmethod
     def _usable(cls, value: str | None) -> str | None:
         # Replicas run in other folders: a relative path would mean something else there.
@@ -167,6 +181,8 @@ class ServeConfig(Config):
                 f"{self.host} is an address that other machines reach, and there are no keys: name a file of them "
                 "(serve.keys), or let everybody in (serve.open: true)"
             )
+        if self.catalog is not None and self.topology != "together":
+            raise ValueError("a catalog is served by topology together only: versions change inside the gateways")
         if self.max_buffered_bytes < self.max_body_bytes:
             raise ValueError(f"max_buffered_bytes is below the largest body, {self.max_body_bytes:,} bytes")
         return self

@@ -26,27 +26,23 @@ from starlette.types import ASGIApp
 from rayemb.cluster import require_cpus
 from rayemb.config import Config, from_mapping
 from rayemb.data.config import EmbedWhat
-from rayemb.index import Manifest, Shard
+from rayemb.index import Manifest, Shard, load_manifest
 from rayemb.index.live.follower import Follower
 from rayemb.index.selection import Selection
 from rayemb.index.shard import open_embeddings
 from rayemb.models import ImageError, Model, model_digest
+from rayemb.serve.asgi import create_app
 from rayemb.serve.asks import Ask, Reply, replies
 from rayemb.serve.config import Part, ServeConfig
-from rayemb.serve.engine import (
-    Encoder,
-    Engine,
-    LocalEngine,
-    Vectors,
-    check_match,
-    shard_names,
-    use_threads,
-)
+from rayemb.serve.encoder import Encoder, use_threads
+from rayemb.serve.engine import Engine, Vectors, check_match, shard_names
 from rayemb.serve.errors import ServeError
-from rayemb.serve.gateway import create_app
 from rayemb.serve.hop import Unanswered
 from rayemb.serve.keys import read_keys
+from rayemb.serve.local import LocalEngine
 from rayemb.serve.spread import SpreadEngine
+from rayemb.serve.versions.follow import CatalogFollower
+from rayemb.serve.versions.store import CatalogStore
 
 logger = logging.getLogger(__name__)
 
@@ -62,16 +58,18 @@ class Gateway:
 
     def __init__(
         self,
-        model_uri: str,
-        index_uri: str,
+        model_uri: str | None,
+        index_uri: str | None,
         config: ServeConfig,
         manifest: Manifest | None = None,
         embedder: Any = None,
         shards: Sequence[Any] = (),
     ) -> None:
         self._config = config
-        self._engine: Engine
-        if manifest is None:
+        self._engine: Engine | CatalogFollower
+        if model_uri is None or index_uri is None:
+            self._engine = CatalogFollower(config)
+        elif manifest is None:
             self._engine = LocalEngine(model_uri, index_uri, config)
         else:
             self._engine = SpreadEngine(index_uri, manifest, embedder, shards, config)
@@ -153,8 +151,8 @@ class ShardServer:
 class ServeArguments(Config):
     """What `serve deploy` and RayService pass to `build` under `args`."""
 
-    model: str = Field(description="URI of the model directory")
-    index: str = Field(description="URI of the index")
+    model: str | None = Field(None, description="URI of the model directory; with serve.catalog, none")
+    index: str | None = Field(None, description="URI of the index; with serve.catalog, none")
     serve: ServeConfig = Field(
         ServeConfig(), description="the rest; host and port are in the Serve config's own `http_options`"
     )
@@ -208,13 +206,16 @@ def cluster_environment(config: ServeConfig) -> dict[str, str]:
     return {name: os.environ.get(name, "1") for name in names}
 
 
-def application(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> serve.Application:
-    """The Serve application of a model and an index, ready for `serve.run`.
+def application(
+    model_uri: str | None = None, index_uri: str | None = None, config: ServeConfig | None = None
+) -> serve.Application:
+    """The Serve application of a model and an index, or of `config.catalog`, ready for `serve.run`.
 
-    Raises ModelError or IndexArtefactError where one of them is missing, or if they do not belong together.
+    Raises ModelError or IndexArtefactError where one of them is missing, or if they do not belong together; ServeError
+    for a catalog that cannot be served, and where there is no catalog and no model and index.
     """
     config = config or ServeConfig()
-    manifest = check_match(model_digest(model_uri), index_uri)
+    manifest = _checked(model_uri, index_uri, config)
     # More than the app admits: it refuses in our JSON, and health checks must get through when it is full.
     ingress = {
         "max_ongoing_requests": config.max_ongoing_requests + config.max_queued_requests + 64,
@@ -223,6 +224,8 @@ def application(model_uri: str, index_uri: str, config: ServeConfig | None = Non
         **_common(config, "gateway"),
     }
     gateway = serve.deployment(Gateway, name="gateway").options(**ingress)
+    if model_uri is None or index_uri is None or manifest is None:
+        return gateway.bind(None, None, config)
     if config.topology == "together":
         return gateway.bind(model_uri, index_uri, config)
     behind = {"max_ongoing_requests": config.max_ongoing_requests}
@@ -240,6 +243,27 @@ def application(model_uri: str, index_uri: str, config: ServeConfig | None = Non
         for number, name in enumerate(shard_names(manifest))
     ]
     return gateway.bind(model_uri, index_uri, config, manifest, embedder, shards)
+
+
+def _checked(model_uri: str | None, index_uri: str | None, config: ServeConfig) -> Manifest | None:
+    """The manifest of the index to serve, or None for a catalog that has something live. Raises as `application`."""
+    if config.catalog is not None:
+        if model_uri is not None or index_uri is not None:
+            told = "a catalog says which models and indexes are served; there is no room for another"
+            raise ServeError(told, where="serve.catalog", fix="leave out model and index, or the catalog")
+        collection = CatalogStore(config.catalog).read().collections.get(config.collection)
+        if collection is None or collection.live is None:
+            raise ServeError(
+                f"nothing is live in collection {config.collection!r}",
+                where=config.catalog,
+                fix="rayemb collection add, then rayemb collection promote",
+            )
+        live = collection.versions[collection.live]
+        load_manifest(live.index)
+        return None
+    if model_uri is None or index_uri is None:
+        raise ServeError("nothing to serve", where="serve", fix="name a model and an index, or serve.catalog")
+    return check_match(model_digest(model_uri), index_uri)
 
 
 def _common(config: ServeConfig, part: Part) -> dict[str, Any]:
@@ -277,8 +301,8 @@ class Server:
         self.stop()
 
 
-def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> Server:
-    """Serves the index on the connected Ray cluster and returns once it answers.
+def start(model_uri: str | None = None, index_uri: str | None = None, config: ServeConfig | None = None) -> Server:
+    """Serves the index, or `config.catalog`, on the connected Ray cluster and returns once it answers.
 
     What can be known beforehand is checked before anything is deployed: that model and index are there and
     belong together, that the port is free, that the cluster has the CPUs.
@@ -288,8 +312,9 @@ def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> 
     config = config or ServeConfig()
     if config.keys:
         read_keys(config.keys)
-    manifest = check_match(model_digest(model_uri), index_uri)
-    require_cpus(config.cpus_needed(len(manifest.shards)), f"serving with topology {config.topology!r}")
+    manifest = _checked(model_uri, index_uri, config)
+    shards = len(manifest.shards) if manifest else 0
+    require_cpus(config.cpus_needed(shards), f"serving with topology {config.topology!r}")
     app = application(model_uri, index_uri, config)
     port = _free_port(config.host, config.port)
     if serve.status().proxies:
@@ -306,7 +331,7 @@ def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> 
         with contextlib.suppress(Exception):
             server.stop()
         raise
-    logger.info("serving index %s at %s", manifest.version, server.url)
+    logger.info("serving %s at %s", f"index {manifest.version}" if manifest else config.catalog, server.url)
     return server
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from starlette._utils import get_route_path
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -122,13 +123,13 @@ class Envelope:
         except ApiError as error:
             if call.status:
                 raise  # half an answer is out: cut the connection rather than end it well
-            await error_response(error, scope["path"], call.name)(scope, receive, wrapped)
+            await error_response(error, get_route_path(scope), call.name)(scope, receive, wrapped)
         except Exception:
             logger.exception("request %s failed: %s %s", call.name, scope["method"], scope["path"])
             if call.status:
                 raise
             oops = ApiError(500, "internal", "something went wrong here; the log has it under this request_id")
-            await error_response(oops, scope["path"], call.name)(scope, receive, wrapped)
+            await error_response(oops, get_route_path(scope), call.name)(scope, receive, wrapped)
         finally:
             self._count(scope, call)
 
@@ -136,6 +137,7 @@ class Envelope:
         try:
             key = self._guard.admit(scope)
             call.key = key.name if key else ""
+            scope["state"].update(key=call.key, admin=bool(key and key.admin), opens=key and key.collections)
             seconds = timeout_of(scope, self._most_s)
         except ApiError:
             with contextlib.suppress(TimeoutError):

@@ -1,109 +1,65 @@
-"""The HTTP face of an engine: a FastAPI app, the same in a test's process and in a Serve replica."""
+"""What the routes of the service do."""
 
 import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from rayemb import __version__
 from rayemb.index import IndexArtefactError, Query, QueryError, Rerank, Reranker
 from rayemb.models import ImageError
 from rayemb.serve import api
-from rayemb.serve.accesslog import AccessLog
 from rayemb.serve.batch import batch_query, names_model, with_payload, without_payload
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description, Engine, Found, FoundIds, Vectors
-from rayemb.serve.envelope import Envelope, JsonResponse, error_response, request_id
-from rayemb.serve.errors import ApiError, EngineUnavailable
-from rayemb.serve.limits import Guard
+from rayemb.serve.envelope import JsonResponse, request_id
+from rayemb.serve.errors import ApiError, ModelMismatchError
 from rayemb.serve.metrics import Metrics
 from rayemb.serve.page import sniff
 from rayemb.serve.parse import Search, embeddings_request, search_query
-from rayemb.serve.routes import add_routes
 from rayemb.serve.tracing import Tracer, open_tracer
+from rayemb.serve.versions.follow import CatalogFollower
+from rayemb.serve.versions.shadow import Shadows
+from rayemb.serve.versions.table import Served, Versions
+from rayemb.serve.watch.watch import Watch
 from rayemb.storage import StorageError, sha256_bytes
 
 logger = logging.getLogger(__name__)
 
-
-_ABOUT = (
-    "Search by text and image. X-Request-Timeout, a header of every request, says how many seconds its answer is worth "
-    "waiting for: it lowers the service's own limit, and 504 says that they are over. X-Request-ID names a request in "
-    "the log."
-)
-
-
-def create_app(
-    engine: Engine, config: ServeConfig | None = None, *, replica: str = "", tracer: Tracer | None = None
-) -> FastAPI:
-    """The app that answers from `engine`: search, embeddings, pictures, health, metrics and the web page.
-
-    `replica`: the name of the Serve replica that it is in, if it is in one; Serve's proxy then sends X-Request-ID.
-    `tracer`: default: the one that `config.tracing` asks for. Raises ServeError where keys, log or tracing cannot be
-    opened.
-    """
-    config = config or ServeConfig()
-    gateway = Gateway(engine, engine.describe(), config, replica, tracer)
-    # Opened here, not at the first request: what is wrong with them is wrong from the start.
-    guard = Guard(config, gateway.metrics)
-    log = AccessLog(config.access_log) if config.access_log else None
-    app = _empty_app()
-    app.add_middleware(
-        Envelope,
-        config=config,
-        metrics=gateway.metrics,
-        guard=guard,
-        tracer=gateway.tracer,
-        log=log,
-        send_id_header=not replica,
-    )
-    for kind in (ApiError, HTTPException, QueryError, ImageError, EngineUnavailable):
-        app.add_exception_handler(kind, _on_error)
-    add_routes(app, gateway, config, gateway.description)
-    return app
-
-
-def openapi_document(config: ServeConfig | None = None) -> dict[str, Any]:
-    """What /openapi.json says under this config; needs neither model nor index."""
-    app = _empty_app()
-    # The document knows the routes' names and types; what would answer them is not asked.
-    add_routes(app, Gateway.__new__(Gateway), config or ServeConfig(), None)
-    return app.openapi()
-
-
-def _empty_app() -> FastAPI:
-    # No docs_url: FastAPI's page loads its scripts from another server. /openapi.json has it all.
-    return FastAPI(
-        title="rayemb",
-        version=__version__,
-        description=_ABOUT,
-        docs_url=None,
-        redoc_url=None,
-        default_response_class=JsonResponse,
-    )
+# Header that names who asks, so that a canary's answers do not come and go.
+CLIENT = "x-rayemb-client"
 
 
 class Gateway:
     """What the routes do; one for each app."""
 
     def __init__(
-        self, engine: Engine, description: Description, config: ServeConfig, replica: str, tracer: Tracer | None
+        self,
+        versions: Versions,
+        config: ServeConfig,
+        replica: str,
+        tracer: Tracer | None,
+        follower: CatalogFollower | None,
     ) -> None:
-        self.engine, self.config, self._described = engine, config, description
-        self.metrics = Metrics(description.index_version, description.model_digest, description.rows, replica)
-        if config.live:
-            self.metrics.follow(engine.updates)
+        self.versions, self.config, self.follower = versions, config, follower
+        self.metrics = Metrics(replica, live=config.live)
+        if follower:
+            follower.start(self.metrics)
+        else:
+            self.metrics.serves(versions.routes)
         self.tracer = tracer or open_tracer(config.tracing)
+        self.watch = Watch(config.watch, self.metrics)
+        self.shadows = Shadows(versions, self.metrics, lambda: self._waiting > 0 or self._places.locked())
         self._places = asyncio.Semaphore(config.max_ongoing_requests)
         self._waiting = 0
         self._reranker: Reranker | None = None
@@ -112,54 +68,61 @@ class Gateway:
 
             self._reranker = CrossEncoder(config.reranker)
 
-    @property
-    def description(self) -> Description:
-        """What is served now: an engine may go over to a newer index."""
-        about = self.engine.describe()
-        if about is not self._described:
-            self._described = about
-            self.metrics.serve(about.index_version, about.model_digest, about.rows)
-        return about
-
     async def search(self, request: Request) -> Response:
         """The items closest to a text, an image, the mean of both, or examples."""
         started = time.perf_counter()
-        query = await search_query(request, self.config, self.description)
-        async with self.place():
-            await self._see(query.at_least)
-            async with self.stage("embed", 1) as embed:
-                vector = await self._vector(query)
-            async with self.stage("search", 1) as search:
-                found = await self._found(vector, self._reranked(query))
-        async with self.stage("encode", 1):
-            hits = self._hits(found, request.scope.get("root_path", ""))
-            self.metrics.found(1, len(hits), found.missing_shards)
-            total = time.perf_counter() - started
-            return JsonResponse({"hits": hits, **self._about(request, found, embed, search, total)})
+        with self.taken(request) as served:
+            query = await search_query(request, self.config, served.about)
+            async with self.place():
+                await self._see(served.engine, query.at_least)
+                async with self.stage("embed", 1) as embed:
+                    vector = await self._vector(served.engine, query)
+                async with self.stage("search", 1) as search:
+                    found = await self._found(served.engine, vector, self._reranked(query))
+            async with self.stage("encode", 1):
+                hits = self._hits(served.about, found, request.scope.get("root_path", ""))
+                self.metrics.found(1, len(hits), found.missing_shards)
+                total = time.perf_counter() - started
+                about = self._about(request, served, found, embed, search, total)
+                answer = JsonResponse({"hits": hits, **about})
+            self._beside(served, query, vector, found, embed.seconds + search.seconds)
+            return answer
 
     async def search_batch(self, request: Request) -> Response:
         """The items closest to each of many queries, as arrays."""
+        try:
+            return await self._search_batch(request)
+        except ModelMismatchError as error:
+            # While two versions answer, vectors go to the one that they are of.
+            return await self._search_batch(request, partial(_is_of, error.model))
+
+    async def _search_batch(self, request: Request, wanted: Callable[[Description], bool] | None = None) -> Response:
         started = time.perf_counter()
-        batch = await batch_query(request, self.config, self.description)
-        async with self.place():
-            await self._see(batch.at_least)
-            vectors = batch.vectors
-            async with self.stage("embed", batch.count) as embed:
-                if vectors is None:
-                    vectors, _ = await self.engine.embed_texts(batch.texts)
-            async with self.stage("search", batch.count) as search:
-                ask = self.engine.search if batch.payload else self.engine.search_ids
-                found = await ask(vectors, batch.k, batch.filter, effort=batch.effort, recall=batch.recall)
-        async with self.stage("encode", batch.count):
-            answer = with_payload(found) if isinstance(found, Found) else without_payload(found)
-            self.metrics.found(batch.count, int(answer.counts.sum()), found.missing_shards)
-            total = time.perf_counter() - started
-            return answer.response(self._about(request, found, embed, search, total), arrow=batch.arrow)
+        with self.taken(request, wanted=wanted) as served:
+            batch = await batch_query(request, self.config, served.about)
+            async with self.place():
+                await self._see(served.engine, batch.at_least)
+                vectors = batch.vectors
+                async with self.stage("embed", batch.count) as embed:
+                    if vectors is None:
+                        vectors, _ = await served.engine.embed_texts(batch.texts)
+                async with self.stage("search", batch.count) as search:
+                    ask = served.engine.search if batch.payload else served.engine.search_ids
+                    found = await ask(vectors, batch.k, batch.filter, effort=batch.effort, recall=batch.recall)
+            async with self.stage("encode", batch.count):
+                answer = with_payload(found) if isinstance(found, Found) else without_payload(found)
+                self.metrics.found(batch.count, int(answer.counts.sum()), found.missing_shards)
+                total = time.perf_counter() - started
+                return answer.response(self._about(request, served, found, embed, search, total), arrow=batch.arrow)
 
     async def embeddings(self, request: Request) -> Response:
         """Texts as unit vectors of the served model."""
         body, texts = await embeddings_request(request, self.config)
-        digest, dim = self.description.model_digest, self.description.dim
+        with self.taken(request, timed=False, wanted=partial(_is_of, body.model)) as served:
+            return await self._embedded(served, body, texts)
+
+    async def _embedded(self, served: Served, body: api.EmbeddingsRequest, texts: list[str]) -> Response:
+        digest, dim = served.about.model_digest, served.about.dim
         if body.model != "rayemb" and not names_model(body.model, digest):
             raise ApiError(
                 404,
@@ -175,7 +138,7 @@ class Gateway:
                 "dimensions",
             )
         async with self.place(), self.stage("embed", len(texts)):
-            vectors, tokens = await self.engine.embed_texts(texts)
+            vectors, tokens = await served.engine.embed_texts(texts)
         as_text = body.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector}
@@ -184,11 +147,14 @@ class Gateway:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JsonResponse({"object": "list", "data": data, "model": digest, "usage": usage})
 
-    async def index(self) -> Response:
+    async def index(self, request: Request) -> Response:
         """What is served, and the limits that hold."""
-        about, config = self.description, self.config
+        config = self.config
+        with self.taken(request, timed=False) as served:
+            about, names = served.about, {"collection": served.collection, "version": served.version}
         info = api.IndexInfo(
             **vars(about),
+            **names,
             topology=config.topology,
             max_k=config.max_k,
             max_text_chars=config.max_text_chars,
@@ -201,8 +167,11 @@ class Gateway:
 
     async def image(self, item: str, request: Request) -> Response:
         """The picture that an item was embedded from."""
-        async with self.place():
-            data = await self.engine.image(item)
+        # Of the version that found it, while that is open: another may have the id for something else.
+        found_by = request.query_params.get("v")
+        with self.taken(request, timed=False, wanted=lambda about: about.index_version == found_by) as served:
+            async with self.place():
+                data = await served.engine.image(item)
         if data is None:
             raise ApiError(404, "not_found", "no item with this id has a picture", "id")
         # Pictures change with the index version, which is in the URL that hits carry, and with live updates.
@@ -216,12 +185,17 @@ class Gateway:
 
     async def ready(self) -> Response:
         """Whether there is anybody to answer: 503 if not."""
-        missing = await self.engine.missing()
-        parts = {"embedder", *(shard["name"] for shard in self.description.shards)}
+        with self.versions.take() as served:
+            missing = await served.engine.missing()
+        parts = {"embedder", *(shard["name"] for shard in served.about.shards)}
         # Without an embedder, or without any shard, nothing can be answered: send no traffic here.
         dead = "embedder" in missing or len(missing) >= len(parts) - 1
         body = {"status": "degraded" if missing else "ok", "missing_shards": missing}
         return JsonResponse(body, 503 if dead and missing else 200)
+
+    def close(self) -> None:
+        """Ends what the gateway does beside answering; the versions are their opener's."""
+        self.watch.close()
 
     async def health(self) -> Response:
         """Whether the process lives."""
@@ -231,14 +205,14 @@ class Gateway:
         """Metrics in Prometheus' text format."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def _see(self, at_least: int | None) -> None:
+    async def _see(self, engine: Engine, at_least: int | None) -> None:
         """Waits until searches here see that version of the updates. Raises ApiError."""
         if at_least is None:
             return
         if not self.config.live:
             raise ApiError(422, "invalid_request", "no updates are served here", "at_least")
         try:
-            await self.engine.refresh(at_least)
+            await engine.refresh(at_least)
         except QueryError as error:
             raise ApiError(422, "invalid_request", error.what, "at_least") from error
         except (StorageError, IndexArtefactError) as error:
@@ -248,10 +222,42 @@ class Gateway:
 
     # -- parts -----------------------------------------------------------------------------------------------
 
-    async def _found(self, vector: Vectors | None, wanted: Query) -> Found:
+    @contextmanager
+    def taken(
+        self,
+        request: Request,
+        *,
+        timed: bool = True,
+        wanted: Callable[[Description], bool] | None = None,
+        live: bool = False,
+    ) -> Iterator[Served]:
+        """The version that answers a request, to its end; `timed`: its time and failures count for the version."""
+        state, started = request.scope.get("state", {}), time.perf_counter()
+        client = request.headers.get(CLIENT) or state.get("key", "")
+        with self.versions.take(state.get("collection"), client, wanted, live=live) as served:
+            try:
+                yield served
+            except (ApiError, HTTPException, QueryError, ImageError):
+                raise  # the request's fault
+            except Exception:
+                self.metrics.failures.labels(served.collection, served.version).inc()
+                raise
+            if timed:
+                self.metrics.versions.labels(served.collection, served.version).observe(time.perf_counter() - started)
+
+    def _beside(self, served: Served, query: Search, vector: Vectors | None, found: Found, seconds: float) -> None:
+        """What is done beside an answer that is ready: the shadow is asked, the watch may take a sample."""
+
+        async def ask(other: Served) -> Found:
+            return await self._found(other.engine, await self._vector(other.engine, query), self._reranked(query))
+
+        self.shadows.offer(served, found, seconds, ask)
+        self.watch.offer(served, vector, query.wanted, found)
+
+    async def _found(self, engine: Engine, vector: Vectors | None, wanted: Query) -> Found:
         if vector is None or not wanted.plain:
-            return await self.engine.query(None if vector is None else vector[0], wanted)
-        return await self.engine.search(vector, wanted.k, wanted.filter, effort=wanted.effort, recall=wanted.recall)
+            return await engine.query(None if vector is None else vector[0], wanted)
+        return await engine.search(vector, wanted.k, wanted.filter, effort=wanted.effort, recall=wanted.recall)
 
     def _reranked(self, query: Search) -> Query:
         if query.rerank is None or self._reranker is None:
@@ -259,16 +265,16 @@ class Gateway:
         rerank = Rerank(query.text or "", self.config.rerank_column, query.rerank, self._reranker)
         return replace(query.wanted, rerank=rerank)
 
-    async def _vector(self, query: Search) -> Vectors | None:
+    async def _vector(self, engine: Engine, query: Search) -> Vectors | None:
         """The query as one unit vector `(1, D)`: of its text, its image, or the normalised mean of both; None if it
         has neither.
         """
         parts: list[Vectors] = []
         calls: list[Any] = []
         if query.text is not None:
-            calls.append(self.engine.embed_texts([query.text]))
+            calls.append(engine.embed_texts([query.text]))
         if query.image is not None:
-            calls.append(self.engine.embed_images([query.image]))
+            calls.append(engine.embed_images([query.image]))
         for result in await asyncio.gather(*calls):
             parts.append(result[0] if isinstance(result, tuple) else result)
         if len(parts) < 2:
@@ -279,26 +285,34 @@ class Gateway:
             raise ApiError(422, "invalid_request", "text and image cancel each other out", "text, image")
         return np.asarray(mean / norm, np.float32)
 
-    def _hits(self, found: Found, root: str) -> list[dict[str, Any]]:
+    def _hits(self, about: Description, found: Found, root: str) -> list[dict[str, Any]]:
         hits = []
-        version = self.description.index_version
+        version = about.index_version
         for score, key in zip(found.scores[0].tolist(), found.keys[0].tolist(), strict=True):
             if key < 0:
                 continue
             payload = dict(found.rows[key])
             item = str(payload.pop("id"))
-            url = f"{root}/v1/items/{quote(item, safe='')}/image?v={version}" if self.description.has_images else None
+            url = f"{root}/v1/items/{quote(item, safe='')}/image?v={version}" if about.has_images else None
             hits.append({"id": item, "score": score, "payload": payload, "image_url": url})
         return hits
 
     def _about(
-        self, request: Request, found: Found | FoundIds, embed: "_Stage", search: "_Stage", total_s: float
+        self,
+        request: Request,
+        served: Served,
+        found: Found | FoundIds,
+        embed: "_Stage",
+        search: "_Stage",
+        total_s: float,
     ) -> dict[str, Any]:
         """What every answer to a search says beside its hits."""
         timings = {"embed": embed.seconds, "search": search.seconds, "total": total_s}
         return {
-            "index_version": found.index_version or self.description.index_version,
-            "model_digest": self.description.model_digest,
+            "collection": served.collection,
+            "version": served.version,
+            "index_version": found.index_version or served.about.index_version,
+            "model_digest": served.about.model_digest,
             "partial": bool(found.missing_shards),
             "missing_shards": found.missing_shards,
             "strategies": sorted(set(found.strategies)),
@@ -360,28 +374,9 @@ class _Stage:
         self._span.__exit__(*problem)
 
 
+def _is_of(model: str, about: Description) -> bool:
+    return names_model(model, about.model_digest)
+
+
 def _base64(vector: Vectors) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-
-
-async def _on_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, ApiError):
-        answer = error
-    elif isinstance(error, HTTPException):
-        kinds = {404: "not_found", 405: "method_not_allowed"}
-        answer = ApiError(
-            error.status_code,
-            kinds.get(error.status_code, "http_error"),
-            f"{request.method} {request.url.path[:200]}: {error.detail}",
-            headers=dict(error.headers or {}),
-        )
-    elif isinstance(error, ImageError):
-        status = 413 if error.reason == "too_large" else 422
-        answer = ApiError(status, "too_large" if status == 413 else "invalid_image", error.what, "image")
-    elif isinstance(error, QueryError):
-        fix = f"; {error.fix}" if error.fix else ""
-        answer = ApiError(400, "invalid_query", f"{error.what}{fix}", error.where or None)
-    else:
-        headers = {"Retry-After": "1"}
-        answer = ApiError(503, "unavailable", str(error), headers=headers)
-    return error_response(answer, request.url.path, request_id(request.scope))

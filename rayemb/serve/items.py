@@ -26,6 +26,7 @@ from rayemb.storage import StorageError
 
 if TYPE_CHECKING:
     from rayemb.serve.gateway import Gateway
+    from rayemb.serve.versions.table import Served
 
 # The payload column that an item's text is put into, where the payload does not say otherwise.
 _TEXT = "text"
@@ -104,41 +105,45 @@ class Items:
 
     async def upsert(self, request: Request) -> Response:
         """Puts items in, durably, before it answers."""
-        gateway = self._gateway
-        about, config = gateway.description, gateway.config
+        gateway, config = self._gateway, self._gateway.config
         body = validated(UpsertRequest, await _fields(request))
-        images = _checked(body, config, about)
-        async with gateway.place():
-            async with gateway.stage("embed", len(body.items)):
-                vectors = await self._vectors(body, images)
-            payload = [_payload(item, about) for item in body.items]
-            pictures = [images.get(i) for i in range(len(body.items))] if about.has_images else None
-            async with gateway.stage("write", len(body.items)):
-                try:
-                    version = await gateway.engine.upsert([item.id for item in body.items], vectors, payload, pictures)
-                except (UpdateError, UpdatesFullError, StorageError, IndexArtefactError) as error:
-                    _refuse(error, config)
-        return JsonResponse({"upserted": len({item.id for item in body.items}), **self._about(request, version)})
+        ids = [item.id for item in body.items]
+        with gateway.taken(request, timed=False, live=True) as served:
+            about = served.about
+            images = _checked(body, config, about)
+            async with gateway.place():
+                async with gateway.stage("embed", len(ids)):
+                    vectors = await _vectors(served, body, images)
+                payload = [_payload(item, about) for item in body.items]
+                pictures = [images.get(i) for i in range(len(ids))] if about.has_images else None
+                async with gateway.stage("write", len(ids)):
+                    try:
+                        version = await served.engine.upsert(ids, vectors, payload, pictures)
+                    except (UpdateError, UpdatesFullError, StorageError, IndexArtefactError) as error:
+                        _refuse(error, config)
+            return JsonResponse({"upserted": len(set(ids)), **_about(request, served, version)})
 
     async def delete(self, request: Request) -> Response:
         """Takes items out, durably, before it answers."""
         ids = self._ids(validated(IdsRequest, await _fields(request)).ids)
         gateway = self._gateway
-        async with gateway.place(), gateway.stage("write", len(ids)):
-            try:
-                deleted, version = await gateway.engine.delete(ids)
-            except (UpdateError, UpdatesFullError, StorageError, IndexArtefactError) as error:
-                _refuse(error, gateway.config)
-        return JsonResponse({"deleted": deleted, **self._about(request, version)})
+        with gateway.taken(request, timed=False, live=True) as served:
+            async with gateway.place(), gateway.stage("write", len(ids)):
+                try:
+                    deleted, version = await served.engine.delete(ids)
+                except (UpdateError, UpdatesFullError, StorageError, IndexArtefactError) as error:
+                    _refuse(error, gateway.config)
+            return JsonResponse({"deleted": deleted, **_about(request, served, version)})
 
     async def get(self, request: Request) -> Response:
         """Payloads by id."""
         ids = self._ids(validated(IdsRequest, await _fields(request)).ids)
         gateway = self._gateway
-        async with gateway.place():
-            rows = await gateway.engine.items(ids)
-        about, root = gateway.description, request.scope.get("root_path", "")
-        found = []
+        with gateway.taken(request, timed=False, live=True) as served:
+            async with gateway.place():
+                rows = await served.engine.items(ids)
+            about = served.about
+        found, root = [], request.scope.get("root_path", "")
         for row in rows:
             payload = dict(row)
             item = str(payload.pop("id"))
@@ -147,37 +152,38 @@ class Items:
         name = request_id(request.scope)
         return JsonResponse({"items": found, "index_version": about.index_version, "request_id": name})
 
-    async def _vectors(self, body: UpsertRequest, images: Mapping[int, bytes]) -> Vectors:
-        """A vector `(N, D)` of each item."""
-        engine, about = self._gateway.engine, self._gateway.description
-        found = np.empty((len(body.items), about.dim), np.float32)
-        given = [i for i, item in enumerate(body.items) if item.vector is not None]
-        if given:
-            rows = [body.items[i].vector or [] for i in given]
-            names = [f"items.{i}.vector" for i in given]
-            found[given] = checked_vectors(rows, names, body.model, about)
-        texts = [i for i, item in enumerate(body.items) if item.text is not None]
-        if texts:
-            found[texts] = await engine.embed_documents([body.items[i].text or "" for i in texts])
-        # One by one, so that it is known which one is no picture; the encoder takes them together all the same.
-        calls = [engine.embed_images([image]) for image in images.values()]
-        for i, result in zip(images, await asyncio.gather(*calls, return_exceptions=True), strict=True):
-            if isinstance(result, ImageError):
-                status = 413 if result.reason == "too_large" else 422
-                kind = "too_large" if status == 413 else "invalid_image"
-                raise ApiError(status, kind, result.what, f"items.{i}.image") from result
-            if isinstance(result, BaseException):
-                raise result
-            found[i] = result[0]
-        return found
-
     def _ids(self, ids: list[str]) -> list[str]:
         _check_count(len(ids), "ids", self._gateway.config)
         return ids
 
-    def _about(self, request: Request, version: int) -> dict[str, Any]:
-        index_version = self._gateway.description.index_version
-        return {"version": version, "index_version": index_version, "request_id": request_id(request.scope)}
+
+async def _vectors(served: "Served", body: UpsertRequest, images: Mapping[int, bytes]) -> Vectors:
+    """A vector `(N, D)` of each item."""
+    engine, about = served.engine, served.about
+    found = np.empty((len(body.items), about.dim), np.float32)
+    given = [i for i, item in enumerate(body.items) if item.vector is not None]
+    if given:
+        rows = [body.items[i].vector or [] for i in given]
+        names = [f"items.{i}.vector" for i in given]
+        found[given] = checked_vectors(rows, names, body.model, about)
+    texts = [i for i, item in enumerate(body.items) if item.text is not None]
+    if texts:
+        found[texts] = await engine.embed_documents([body.items[i].text or "" for i in texts])
+    # One by one, so that it is known which one is no picture; the encoder takes them together all the same.
+    calls = [engine.embed_images([image]) for image in images.values()]
+    for i, result in zip(images, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+        if isinstance(result, ImageError):
+            status = 413 if result.reason == "too_large" else 422
+            kind = "too_large" if status == 413 else "invalid_image"
+            raise ApiError(status, kind, result.what, f"items.{i}.image") from result
+        if isinstance(result, BaseException):
+            raise result
+        found[i] = result[0]
+    return found
+
+
+def _about(request: Request, served: "Served", version: int) -> dict[str, Any]:
+    return {"version": version, "index_version": served.about.index_version, "request_id": request_id(request.scope)}
 
 
 async def _fields(request: Request) -> dict[str, Any]:

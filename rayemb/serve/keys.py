@@ -38,6 +38,7 @@ class Key(Config):
     write: bool = Field(False, description="whether it may write and delete items")
     per_second: float | None = Field(None, gt=0, description="requests a second, at each gateway replica")
     max_body_bytes: int | None = Field(None, ge=1, description="largest body of a request")
+    admin: bool = Field(False, description="whether it may change the catalog: add, promote, roll back, remove")
 
 
 class KeyFile(Config):
@@ -68,6 +69,7 @@ def new_key(
     write: bool = False,
     per_second: float | None = None,
     max_body_bytes: int | None = None,
+    admin: bool = False,
 ) -> str:
     """Adds a key to the file at `uri`, which is made if need be, and gives the key itself: nobody can show it again.
 
@@ -86,6 +88,7 @@ def new_key(
             write=write,
             per_second=per_second,
             max_body_bytes=max_body_bytes,
+            admin=admin,
         )
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]

@@ -71,9 +71,10 @@ class Guard:
             # Basic is for browsers, which ask for it: any name, the key as the password.
             headers = {"WWW-Authenticate": 'Basic realm="rayemb: the API key as password", charset="UTF-8"'}
             raise ApiError(401, "unauthorized", f"{told}: send Authorization: Bearer KEY", "authorization", headers)
-        if key.collections is not None and self._collection not in key.collections:
+        wanted = scope.get("state", {}).get("collection") or self._collection
+        if key.collections is not None and wanted not in key.collections:
             self._metrics.refused.labels("collection").inc()
-            raise ApiError(403, "forbidden", f"this key does not open {self._collection!r}", "authorization")
+            raise ApiError(403, "forbidden", f"this key does not open {wanted!r}", "authorization")
         if path in WRITES and not key.write:
             raise ApiError(403, "forbidden", "this key may not write", "authorization")
         if wait := self._ring.wait_s(key):

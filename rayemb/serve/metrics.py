@@ -1,13 +1,18 @@
 """What /metrics tells: requests by route, status and key, time by stage, sizes, refusals. One registry a replica."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+
+if TYPE_CHECKING:
+    from rayemb.serve.versions.table import Routes
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _HITS = (0, 1, 2, 5, 10, 20, 50, 100)
 _QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _BYTES = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
+_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 STAGES = ("request", "wait", "embed", "search", "encode", "write")
 REFUSALS = ("overloaded", "memory", "rate", "size", "collection", "deadline")
 
@@ -19,7 +24,8 @@ class Metrics:
     series, so that their counters are not taken for each other's.
     """
 
-    def __init__(self, index_version: str, model_digest: str, rows: int, replica: str = "") -> None:
+    def __init__(self, replica: str = "", *, live: bool = False) -> None:
+        """`live`: whether the versions have live updates."""
         self._replica = replica
         # Its own registry: two gateways in one process (tests, reloads) must not share or clash.
         self.registry = CollectorRegistry()
@@ -38,26 +44,71 @@ class Metrics:
         self.in_progress = Gauge("rayemb_in_progress", "Requests worked on", registry=self.registry)
         self.waiting = Gauge("rayemb_waiting", "Requests that wait for a place", registry=self.registry)
         self.buffered = Gauge("rayemb_buffered_bytes", "Bodies held in memory", registry=self.registry)
-        self._served = Gauge(
-            "rayemb_index_rows", "Items served", ["index_version", "model_digest"], registry=self.registry
+        names = ["collection", "version", "index_version", "model_digest", "role"]
+        self.rows = Gauge("rayemb_index_rows", "Items served", names, registry=self.registry)
+        self.revision = Gauge("rayemb_catalog_revision", "Revision of the catalog applied", registry=self.registry)
+        self.switches = self._counter("rayemb_switches", "Changes of the live version", "collection")
+        self.problems = Gauge(
+            "rayemb_version_problem", "1: not served as the catalog says", ["what"], registry=self.registry
         )
-        self.serve(index_version, model_digest, rows)
+        self.versions = Histogram(
+            "rayemb_version_seconds",
+            "Time of the searches that a version answered",
+            ["collection", "version"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.failures = self._counter("rayemb_version_failures", "Searches that failed here", "collection", "version")
+        version = ["collection", "version"]
+        self.overlap = Histogram(
+            "rayemb_shadow_overlap",
+            "Share of the answer's hits that the shadow found too",
+            version,
+            buckets=_SHARES,
+            registry=self.registry,
+        )
+        self.shadow_seconds = Histogram(
+            "rayemb_shadow_seconds",
+            "Time to embed and search, of queries that both answered",
+            [*version, "side"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.shadows = self._counter("rayemb_shadow", "Queries for a shadow, by outcome", *version, "outcome")
+        self.recall = Gauge(
+            "rayemb_recall_at_k", "Recall of queries asked again exactly", [*version, "k"], registry=self.registry
+        )
+        self.sampled = self._counter("rayemb_recall_samples", "Queries asked again exactly, or not", "outcome")
+        self.shift = Gauge(
+            "rayemb_query_shift",
+            "Squared distance of the queries' mean from the reference's, over the reference's variance",
+            version,
+            registry=self.registry,
+        )
+        self.stability = Gauge(
+            "rayemb_query_stability",
+            "Population stability index of the queries against the reference, mean over directions",
+            version,
+            registry=self.registry,
+        )
+        self.alerts = Gauge(
+            "rayemb_alert", "1: past its threshold (serve.watch)", [*version, "alert"], registry=self.registry
+        )
+        self.updates_version = self.updates = None
+        if live:
+            self.updates_version = Gauge(
+                "rayemb_updates_version", "Version of the live updates", version, registry=self.registry
+            )
+            self.updates = Gauge(
+                "rayemb_updates", "Live updates that wait to be compacted", version, registry=self.registry
+            )
+        self._routes: dict[str, Routes] = {}
+        self._problems: tuple[str, ...] = ()
+        self._live: dict[str, str] = {}
         # From the start, at 0: an alert on a rate sees the first event too.
         self.stages = {stage: self.seconds.labels(stage) for stage in STAGES}
         for reason in REFUSALS:
             self.refused.labels(reason)
-
-    def serve(self, index_version: str, model_digest: str, rows: int) -> None:
-        """Shows what is served, instead of what was."""
-        self._served.clear()
-        self._served.labels(index_version, model_digest).set(rows)
-
-    def follow(self, updates: Callable[[], tuple[int, int]]) -> None:
-        """Shows the live updates: `updates` gives their version, and how many wait to be compacted."""
-        version = Gauge("rayemb_updates_version", "Version of the live updates", registry=self.registry)
-        waiting = Gauge("rayemb_updates", "Live updates that wait to be compacted", registry=self.registry)
-        version.set_function(lambda: updates()[0])
-        waiting.set_function(lambda: updates()[1])
 
     def found(self, queries: int, hits: int, missing_shards: list[str]) -> None:
         """Counts a search: its queries, the hits of all of them, the shards that did not answer."""
@@ -69,17 +120,44 @@ class Metrics:
         for shard in missing_shards:
             self.missing.labels(shard).inc()
 
+    def serves(self, routes: Mapping[str, "Routes"], revision: int = 0, problems: Iterable[str] = ()) -> None:
+        """Tells which versions answer from now on, and what is not as the catalog says."""
+        self._routes, self._problems = dict(routes), tuple(problems)
+        for collection, each in routes.items():
+            if self._live.get(collection, each.live.version) != each.live.version:
+                self.switches.labels(collection).inc()
+            self._live[collection] = each.live.version
+            self.switches.labels(collection)
+        self.revision.set(revision)
+
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return bytes(generate_latest(self))
 
     def collect(self) -> Iterator[Metric]:
         """The registry's families, each sample under the replica's name."""
+        self._look()
         for family in self.registry.collect():
             if self._replica:
                 named = {"replica": self._replica}
                 family.samples = [each._replace(labels={**each.labels, **named}) for each in family.samples]
             yield family
+
+    def _look(self) -> None:
+        # When it is asked for: a version goes over to a newer index and takes in updates without telling.
+        self.rows.clear()
+        for collection, each in self._routes.items():
+            for role, served in each.roles.items():
+                about = served.about
+                names = (collection, served.version, about.index_version, about.model_digest, role)
+                self.rows.labels(*names).set(about.rows)
+                if self.updates and self.updates_version:
+                    version, waiting = served.engine.updates()
+                    self.updates_version.labels(collection, served.version).set(version)
+                    self.updates.labels(collection, served.version).set(waiting)
+        self.problems.clear()
+        for what in self._problems:
+            self.problems.labels(what).set(1)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, list(labels), registry=self.registry)

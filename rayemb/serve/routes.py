@@ -14,6 +14,7 @@ from rayemb.serve.engine import Description
 from rayemb.serve.items import DeleteResponse, GetResponse, Items, UpsertResponse
 from rayemb.serve.limits import FREE
 from rayemb.serve.page import page
+from rayemb.serve.versions.administration import Administration, add_collection_routes
 
 if TYPE_CHECKING:
     from rayemb.serve.gateway import Gateway
@@ -23,7 +24,7 @@ _PROBLEMS = {
     401: "No API key, or one that is not known or was revoked",
     403: "The key is for other collections",
     404: "No such item, or it has no picture",
-    409: "The vectors are of another model",
+    409: "The vectors are of another model; or a change that the catalog, or the gate, refuses",
     413: "A text, an image or the body is too large",
     415: "A content type or a content encoding that is not taken",
     422: "A field is missing or wrong",
@@ -100,6 +101,8 @@ def add_routes(app: FastAPI, gateway: "Gateway", config: ServeConfig, about: Des
         responses={200: text, **problems},
         response_class=Response,
     )
+    if config.catalog is not None:
+        add_collection_routes(app, add, _problems(*_ANY, 404, 409, 422), Administration(gateway))
     app.add_api_route("/", page, methods=["GET"], include_in_schema=False, response_class=Response)
 
 

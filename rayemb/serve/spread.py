@@ -245,6 +245,20 @@ class SpreadEngine:
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args))
 
+    def mapped(self, vectors: Vectors) -> Vectors:
+        """The same: there is no map between models here."""
+        return vectors
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the index is."""
+        return self._manifest
+
+    def close(self) -> None:
+        """Ends the threads; the deployments are whoever's that started them."""
+        self._pool.shutdown(wait=True)
+        self._composers.shutdown(wait=True)
+
     # -- calls ---------------------------------------------------------------------------------------------
 
     async def _within(self, call: Awaitable[T]) -> T:

@@ -25,10 +25,10 @@ from rayemb.models import (
     TokenizerConfig,
     TwoTowerConfig,
 )
+from rayemb.serve.asgi import create_app
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.deploy import Server, start
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
+from rayemb.serve.local import LocalEngine
 from rayemb.storage import lance_options
 
 COLOURS = {"red": "#d22f27", "green": "#5c9e31", "blue": "#1e50a0", "yellow": "#fcea2b", "pink": "#e67a94"}

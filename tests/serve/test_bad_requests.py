@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rayemb.serve.asgi import create_app
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import Description, Found, LocalEngine
-from rayemb.serve.gateway import create_app
+from rayemb.serve.engine import Description, Found
+from rayemb.serve.local import LocalEngine
 from tests.serve.conftest import encode
 
 

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from rayemb.cli import app
 from rayemb.serve import ServeConfig, ServeError
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
+from rayemb.serve.asgi import create_app
 from rayemb.serve.keys import new_key
+from rayemb.serve.local import LocalEngine
 from tests.serve.conftest import World
 from tests.serve.live import listening
 

@@ -16,10 +16,10 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from rayemb.serve import AsyncClient, Client, Item, ServeConfig, ServeError
+from rayemb.serve.asgi import create_app
 from rayemb.serve.client.calls import wait_before
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
 from rayemb.serve.keys import new_key
+from rayemb.serve.local import LocalEngine
 from tests.serve.conftest import World
 from tests.serve.live import listening
 

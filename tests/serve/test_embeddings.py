@@ -8,9 +8,9 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
+from rayemb.serve.asgi import create_app
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
+from rayemb.serve.local import LocalEngine
 from tests.serve.conftest import World
 
 TEXTS = ["red circle", "a blue star", "ピンクの星"]

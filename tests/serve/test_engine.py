@@ -16,9 +16,9 @@ from rayemb.models import ImageError
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.deploy import Embedder, ShardServer
-from rayemb.serve.engine import LocalEngine
 from rayemb.serve.errors import EngineUnavailable
 from rayemb.serve.limits import set_deadline
+from rayemb.serve.local import LocalEngine
 from rayemb.serve.spread import SpreadEngine
 from tests.serve.conftest import World, draw
 

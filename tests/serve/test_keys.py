@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from rayemb.cli import app
 from rayemb.serve import ServeConfig, ServeError
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
+from rayemb.serve.asgi import create_app
 from rayemb.serve.keys import KeyRing, TokenBucket, new_key, read_keys, revoke_key
+from rayemb.serve.local import LocalEngine
 from tests.serve.test_bad_requests import check
 
 QUERY = {"text": "red star", "k": 1}

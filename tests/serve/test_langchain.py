@@ -23,9 +23,10 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from rayemb.models import Model
 from rayemb.serve import ServeConfig, ServeError
+from rayemb.serve.asgi import create_app
 from rayemb.serve.client.langchain import RayembEmbeddings, RayembVectorStore
-from rayemb.serve.engine import Description, Found, FoundIds, LocalEngine, Vectors
-from rayemb.serve.gateway import create_app
+from rayemb.serve.engine import Description, Found, FoundIds, Vectors
+from rayemb.serve.local import LocalEngine
 from tests.serve.conftest import World
 from tests.serve.live import listening
 

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from rayemb.serve import ServeConfig, ServeError
-from rayemb.serve.engine import LocalEngine
+from rayemb.serve.asgi import create_app
 from rayemb.serve.errors import ApiError
-from rayemb.serve.gateway import create_app
 from rayemb.serve.keys import new_key
 from rayemb.serve.limits import Bodies, remaining, set_deadline
+from rayemb.serve.local import LocalEngine
 from rayemb.serve.metrics import Metrics
 from rayemb.serve.tracing import OpenTelemetry
 from tests.serve.test_bad_requests import Slow, check
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "rayemb.json"
+RULES = DASHBOARD.parents[1] / "prometheus" / "rayemb.rules.yaml"
 
 
 def with_timeout(seconds: object) -> dict[str, str]:
@@ -72,7 +74,7 @@ def test_bodies_held_at_once_are_bounded() -> None:
     config = ServeConfig(max_text_chars=1, max_batch=1, image={"max_bytes": 9, "max_pixels": 9}, retry_after_s=3)  # type: ignore[arg-type]
     most = config.max_body_bytes
     config = config.model_copy(update={"max_buffered_bytes": 2 * most})
-    metrics = Metrics("v", "d", 1)
+    metrics = Metrics()
     bodies = Bodies(config, metrics)
     gate = asyncio.Event()
 
@@ -222,16 +224,28 @@ def expressions(part: Any) -> Iterator[str]:
 
 
 def test_the_dashboard_asks_for_what_is_exported() -> None:
-    metrics = Metrics("v", "d", 1)
+    metrics = Metrics()
     metrics.found(1, 1, ["shard-0"])
     metrics.requests.labels("/v1/search", "POST", "200")
     metrics.keys.labels("ann", "200")
+    metrics.rows.labels("c", "v", "i", "m", "live")
+    metrics.switches.labels("c")
+    metrics.problems.labels("c/v")
+    for each in (metrics.versions, metrics.failures, metrics.overlap, metrics.shift, metrics.stability):
+        each.labels("c", "v")
+    for each, last in ((metrics.shadow_seconds, "live"), (metrics.shadows, "asked"), (metrics.recall, "10")):
+        each.labels("c", "v", last)
+    metrics.alerts.labels("c", "v", "recall")
+    metrics.sampled.labels("measured")
     exported: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         for sample in family.samples:
             exported.setdefault(sample.name, set()).update(sample.labels)
     queries = list(expressions(json.loads(DASHBOARD.read_text())))
     assert len(queries) >= 12
+    rules = list(expressions(yaml.safe_load(RULES.read_text())))
+    assert len(rules) >= 5
+    queries += rules
     asked: set[str] = set()
     for query in queries:
         for name, selector in re.findall(r"\b(rayemb_\w+)(\{[^}]*\})?", query):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from rayemb.cli import app
+from rayemb.serve.asgi import create_app, openapi_document
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app, openapi_document
+from rayemb.serve.local import LocalEngine
 from tests.serve.live import listening
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")

@@ -10,9 +10,9 @@ import transformers
 from fastapi.testclient import TestClient
 
 from rayemb.index import IndexConfig, build_index, load_manifest
+from rayemb.serve.asgi import create_app
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
+from rayemb.serve.local import LocalEngine
 from tests.serve.conftest import World
 from tests.serve.test_bad_requests import check
 from tests.serve.test_engine import Spread

@@ -62,7 +62,7 @@ def compact_index(index_uri: str, config: IndexConfig | None = None, *, progress
         (config or IndexConfig()).model_copy(update=settings),
         model_digest=published.model_digest,
         version=embeddings.version,
-        trained=published.trained,
+        compacted=published,
         progress=progress,
     )
     UpdateLog(embeddings).trim(published.updates)

@@ -67,6 +67,10 @@ class AsyncClient:
         """What is served."""
         return await self._do(calls.index())
 
+    async def collections(self) -> dict[str, Any]:
+        """The catalog as it is served, with what is known of each version's quality; the JSON document."""
+        return await self._do(calls.collections())
+
     async def parse_filter(self, texts: Mapping[str, str]) -> dict[str, FilterValue]:
         """A filter whose values have the types of the index's columns, from texts such as a command line has.
 

@@ -62,6 +62,8 @@ class BatchHits:
     timings_ms: dict[str, float]
     request_id: str
     updates: int | None = None
+    collection: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,11 @@ def embed(texts: Sequence[str]) -> Call[NDArray[np.float32]]:
 def index() -> Call[IndexInfo]:
     """GET /v1/index."""
     return Call("GET", "/v1/index", IndexInfo.model_validate_json)
+
+
+def collections() -> Call[dict[str, Any]]:
+    """GET /v1/collections."""
+    return Call("GET", "/v1/collections", json.loads)
 
 
 def image(image_url: str) -> Call[bytes]:

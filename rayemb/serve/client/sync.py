@@ -73,6 +73,10 @@ class Client:
         """What is served."""
         return self._do(calls.index())
 
+    def collections(self) -> dict[str, Any]:
+        """The catalog as it is served, with what is known of each version's quality; the JSON document."""
+        return self._do(calls.collections())
+
     def parse_filter(self, texts: Mapping[str, str]) -> dict[str, FilterValue]:
         """A filter whose values have the types of the index's columns, from texts such as a command line has.
 
