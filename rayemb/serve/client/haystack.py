@@ -149,7 +149,7 @@ class RayembDocumentStore:
         hybrid: Mapping[str, Any] | None = None,
     ) -> list[Document]:
         """The documents closest to a text, which the service embeds; `hybrid`: that of POST /v1/search."""
-        more = {} if hybrid is None else {"hybrid": dict(hybrid)}
+        more: dict[str, Any] = {} if hybrid is None else {"hybrid": dict(hybrid)}
         with _told():
             hits = self._client.search(query, k=top_k, filter=self._filter(filters), **more).hits
         return [self._document(hit.id, hit.payload, hit.score) for hit in hits]

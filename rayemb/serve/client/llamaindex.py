@@ -1,8 +1,10 @@
 """A running service as LlamaIndex's vector store (extra `llamaindex`)."""
 
 import asyncio
+import base64
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rayemb.serve.client.calls import Item
@@ -48,6 +50,7 @@ class RayembVectorStore(BasePydanticVectorStore):
         model: digest of the model by which LlamaIndex embeds (`embed_model`), if it is to: nodes and queries then come
             as vectors, refused by a service that has another model. Null: the service embeds.
 
+    Nodes with a picture (`image`, `image_path`) are embedded by it. `is_empty` finds missing values, not empty lists.
     Modes of queries: default, and of texts hybrid (`alpha`: share of the vectors; none: fused by ranks) and mmr.
     Raises ServeError where the service does, and for what it does not have.
     """
@@ -73,6 +76,7 @@ class RayembVectorStore(BasePydanticVectorStore):
         **kwargs: Any,
     ) -> None:
         super().__init__(
+            stores_text=True,
             url=url,
             timeout_s=timeout_s,
             text_column=text_column,
@@ -129,7 +133,7 @@ class RayembVectorStore(BasePydanticVectorStore):
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """The closest nodes and their scores; vectors only by `model`."""
-        if query.node_ids is not None:
+        if query.node_ids:  # LlamaIndex gives an empty list for all
             raise ServeError("a search cannot be limited to ids", where="node_ids", fix="filter by a payload column")
         k, more = _kind(query, kwargs)
         filter = _filter(query.filters, query.doc_ids)
@@ -189,8 +193,8 @@ class RayembVectorStore(BasePydanticVectorStore):
         payload = {**metadata, **payload}
         if self.model is not None:
             return Item(node.node_id, vector=node.get_embedding(), payload=payload)
-        if isinstance(node, ImageNode):
-            return Item(node.node_id, image=node.resolve_image().read(), payload=payload)
+        if picture := _picture(node):
+            return Item(node.node_id, image=picture, payload=payload)
         return Item(node.node_id, text=node.get_content(MetadataMode.EMBED), payload=payload)
 
     def _node(self, name: str, payload: Mapping[str, Any]) -> BaseNode:
@@ -200,6 +204,12 @@ class RayembVectorStore(BasePydanticVectorStore):
             return TextNode(id_=name, text=text, metadata={key: value for key, value in rest.items() if key != _REF})
         about = {"_node_content": whole, "_node_type": json.loads(whole)["class_name"]}
         return metadata_dict_to_node(about, text)
+
+
+def _picture(node: BaseNode) -> bytes | None:
+    if isinstance(node, ImageNode) and node.image:
+        return base64.b64decode(node.image)
+    return Path(node.image_path).read_bytes() if isinstance(node, ImageNode) and node.image_path else None
 
 
 def _kind(query: VectorStoreQuery, kwargs: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
