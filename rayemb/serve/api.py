@@ -159,7 +159,7 @@ class IndexInfo(BaseModel):
     version: str = Field("", description="name of the version that answers, in the catalog")
     index_version: str = Field(description="version of the index")
     model_digest: str = Field(description="digest of the model")
-    rows: int = Field(description="items in the index")
+    rows: int = Field(description="items that can be found")
     dim: int = Field(description="dimension of the vectors")
     metric: str = Field(description="how scores are computed")
     shards: list[dict[str, Any]] = Field(description="name and rows of each shard")

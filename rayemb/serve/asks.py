@@ -32,11 +32,11 @@ class Ask:
     """A question to a shard: the `k` best rows of each vector `(n, D)` or of the words of `text`, or where a row is.
 
     `want`: `rows` (keys and payloads), `ids` (keys and ids), `words` (as `rows`, by BM25), `key` (of the row with the
-    id `text`), `held` (those of the rows `keys` that the shard has). `updates`: the version of the live updates that
-    searches are of: what of the shard is gone by then is left out.
+    id `text`), `held` (those of the rows `keys` that the shard has), `count` (how many rows it has). `updates`:
+    the version of the live updates that searches and counts are of: what of the shard is gone by then is left out.
     """
 
-    want: Literal["rows", "ids", "words", "key", "held"]
+    want: Literal["rows", "ids", "words", "key", "held", "count"]
     vectors: Vectors | None = None
     k: int = 1
     filter: Filter | None = None
@@ -149,6 +149,8 @@ def _alone(shard: Shard, ask: Ask, alive: Selection | None) -> Reply:
         return shard.key(ask.text)
     if ask.want == "held":
         return rows_of(shard, np.asarray(ask.keys, np.int64))
+    if ask.want == "count":
+        return rows_alive(shard, alive)
     return tell(shard, ask, alive)
 
 
@@ -159,6 +161,11 @@ def tell(shard: Shard, ask: Ask, alive: Selection | None = None) -> Told:
     else:
         found = shard.answer(ask.vectors, ask.k, ask.filter, ask.effort, alive)
     return _told(shard, ask, found)
+
+
+def rows_alive(shard: Shard, alive: Selection | None) -> int:
+    """How many rows of the shard are there."""
+    return shard.rows if alive is None else alive.count
 
 
 def rows_of(shard: Shard, keys: NDArray[np.int64]) -> Rows:

@@ -175,6 +175,10 @@ class Engine(Protocol):
         """Id and payload of the items that there are, in that order."""
         ...
 
+    async def count(self) -> int:
+        """How many items can be found. EngineUnavailable if that cannot be told."""
+        ...
+
     def updates(self) -> tuple[int, int]:
         """The version of the updates that searches see, and how many wait to be compacted; never waits."""
         ...

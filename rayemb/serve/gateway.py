@@ -151,10 +151,11 @@ class Gateway:
         """What is served, and the limits that hold."""
         config = self.config
         with self.taken(request, timed=False) as served:
-            about, names = served.about, {"collection": served.collection, "version": served.version}
+            about = vars(served.about) | {"collection": served.collection, "version": served.version}
+            if config.live:
+                about["rows"] = await served.engine.count()
         info = api.IndexInfo(
-            **vars(about),
-            **names,
+            **about,
             topology=config.topology,
             max_k=config.max_k,
             max_text_chars=config.max_text_chars,

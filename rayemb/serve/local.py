@@ -218,6 +218,10 @@ class LocalEngine:
 
         return await self.run(rows)
 
+    async def count(self) -> int:
+        """How many items can be found."""
+        return await self.run(lambda: self._index.view().rows)
+
     def updates(self) -> tuple[int, int]:
         """The version that searches see, and how many wait."""
         return self._index.live.version, self._index.live.updates

@@ -19,7 +19,7 @@ from rayemb.index import Effort, Filter, Hits, LiveConfig, Manifest, Query, Quer
 from rayemb.index.live.follower import Follower, State
 from rayemb.index.placement import Router
 from rayemb.index.shard import open_embeddings, open_terms, take_vectors
-from rayemb.serve.asks import Ask, Told, rows_of, tell
+from rayemb.serve.asks import Ask, Told, rows_alive, rows_of, tell
 from rayemb.serve.config import Part, ServeConfig
 from rayemb.serve.engine import Description, Found, FoundIds, Vectors, describe, reading_table, shard_names
 from rayemb.serve.errors import EngineUnavailable
@@ -232,6 +232,15 @@ class SpreadEngine:
             for part_rows in held:
                 rows |= part_rows
         return [rows[key] for key in keys]
+
+    async def count(self) -> int:
+        """How many items can be found. EngineUnavailable if that cannot be told."""
+        state = self.state()
+        ask = Ask("count", updates=state.version if state else None)
+        counts, missing = await self._ask_all(self._router.all, ask, None)
+        if missing:
+            raise _no_shard()
+        return sum(counts) + sum(rows_alive(shard, alive) for shard, alive in (state.parts if state else []))
 
     def updates(self) -> tuple[int, int]:
         """The version that searches see, and how many wait."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 pytest.importorskip("haystack", reason="haystack-ai is not installed")
-pytest.importorskip("rayemb.index.filters", reason="the index has no filters but equality")
 
 from haystack import Document, Pipeline
 from haystack.components.embedders import OpenAITextEmbedder
@@ -25,10 +25,10 @@ from haystack.utils.filters import document_matches_filter
 
 from rayemb.models import Model
 from rayemb.serve import ServeConfig, ServeError
+from rayemb.serve.asgi import create_app
 from rayemb.serve.client.haystack import RayembDocumentStore, RayembEmbeddingRetriever, RayembTextRetriever
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
-from tests.serve.conftest import World, tiny_model
+from rayemb.serve.local import LocalEngine
+from tests.serve.conftest import World, draw, tiny_model
 from tests.serve.live import listening
 from tests.serve.writable import KINDS, Collection, payload_of
 
@@ -55,8 +55,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture
-def collection(model: Model) -> Collection:
-    return Collection(model, COLUMNS)
+def collection(model: Model, tmp_path: Path) -> Collection:
+    return Collection(tmp_path, model, COLUMNS)
 
 
 @pytest.fixture
@@ -147,9 +147,17 @@ def test_embeddings_of_the_named_model_are_written_and_no_others(model: Model, c
             assert caught.value.status == 409
 
 
-def test_pictures_are_embedded_where_there_is_no_text(document_store: RayembDocumentStore) -> None:
-    with pytest.raises(ServeError, match="a picture of 4 characters"):
-        document_store.write_documents([Document(blob=ByteStream(b"png"))])
+def test_pictures_are_embedded_where_there_is_no_text(collection: Collection, model: Model) -> None:
+    pictures = {"a": draw("red", "star", 60), "b": draw("blue", "circle", 60)}
+    with listening(collection.app()) as url:
+        store = RayembDocumentStore(url, metadata_column="metadata")
+        store.write_documents([Document(id=name, blob=ByteStream(data)) for name, data in pictures.items()])
+        searched = RayembDocumentStore(url, metadata_column="metadata", model=str(model.digest))
+        for name, vector in zip(pictures, model.embed_images(list(pictures.values())), strict=True):
+            (found,) = searched.search_by_embedding(vector.tolist(), top_k=1)
+            assert (found.id, found.score) == (name, pytest.approx(1, abs=1e-5))
+        with pytest.raises(ServeError, match="not an image"):
+            store.write_documents([Document(blob=ByteStream(b"png"))])
 
 
 def test_metadata_without_a_column_need_one_for_all(collection: Collection) -> None:
@@ -160,7 +168,7 @@ def test_metadata_without_a_column_need_one_for_all(collection: Collection) -> N
         assert {name: value for name, value in found.meta.items() if value is not None} == {"number": 5}
         with pytest.raises(ServeError, match="no such field") as caught:
             store.write_documents([Document(content="b", meta={"height": 5})])
-        assert caught.value.field == "items.payload.height"
+        assert caught.value.field == "items.0.payload.height"
 
 
 # -- filters -------------------------------------------------------------------------------------------------

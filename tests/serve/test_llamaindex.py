@@ -1,5 +1,6 @@
 """LlamaIndex's store over a listening gateway: its own evaluation of filters as an oracle, its index and retrievers."""
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
-pytest.importorskip("rayemb.index.filters", reason="the index has no filters but equality")
 
 from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
 from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
@@ -26,10 +26,10 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from rayemb.models import Model
 from rayemb.serve import Client, ServeConfig, ServeError
+from rayemb.serve.asgi import create_app
 from rayemb.serve.client.llamaindex import RayembVectorStore, _filter
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
-from tests.serve.conftest import World, tiny_model
+from rayemb.serve.local import LocalEngine
+from tests.serve.conftest import World, draw, tiny_model
 from tests.serve.live import listening
 from tests.serve.writable import KINDS, Collection, payload_of
 
@@ -44,8 +44,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture
-def collection(model: Model) -> Collection:
-    return Collection(model, COLUMNS)
+def collection(model: Model, tmp_path: Path) -> Collection:
+    return Collection(tmp_path, model, COLUMNS)
 
 
 @pytest.fixture
@@ -142,11 +142,19 @@ def test_vectors_of_the_named_model_are_written_and_no_others(collection: Collec
             assert caught.value.status == 409
 
 
-def test_pictures_are_embedded_as_such(store: RayembVectorStore, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"png")
-    for picture in ({"image_path": str(tmp_path / "a.png")}, {"image": "cG5n"}):
-        with pytest.raises(ServeError, match="a picture of 4 characters"):
-            store.add([ImageNode(text="a", **picture)])
+def test_pictures_are_embedded_as_such(collection: Collection, model: Model, tmp_path: Path) -> None:
+    red, blue = draw("red", "star", 60), draw("blue", "circle", 60)
+    (tmp_path / "red.png").write_bytes(red)
+    pictures = {"a": {"image_path": str(tmp_path / "red.png")}, "b": {"image": base64.b64encode(blue).decode()}}
+    with listening(collection.app()) as url:
+        store = RayembVectorStore(url, node_column="node", model=str(model.digest))
+        pictured = RayembVectorStore(url, node_column="node")
+        pictured.add([ImageNode(id_=name, text="x", **picture) for name, picture in pictures.items()])
+        for name, vector in zip("ab", model.embed_images([red, blue]), strict=True):
+            found = store.query(VectorStoreQuery(query_embedding=vector.tolist(), similarity_top_k=1))
+            assert (found.ids, found.similarities) == ([name], [pytest.approx(1, abs=1e-5)])
+        with pytest.raises(ServeError, match="not an image"):
+            pictured.add([ImageNode(text="a", image="cG5n")])
 
 
 def test_metadata_without_a_column_need_one_for_the_node(collection: Collection) -> None:
@@ -157,7 +165,7 @@ def test_metadata_without_a_column_need_one_for_the_node(collection: Collection)
         assert (found.node_id, found.text, found.metadata["size"]) == ("a", "red star", 5)
         with pytest.raises(ServeError, match="no such field") as caught:
             store.add([node("b", "red star", height=5)])
-        assert caught.value.field == "items.payload.height"
+        assert caught.value.field == "items.0.payload.height"
 
 
 @pytest.mark.anyio
