@@ -240,7 +240,8 @@ class SpreadEngine:
         counts, missing = await self._ask_all(self._router.all, ask, None)
         if missing:
             raise _no_shard()
-        return sum(counts) + sum(rows_alive(shard, alive) for shard, alive in (state.parts if state else []))
+        total: int = sum(counts) + sum(rows_alive(*part) for part in (state.parts if state else []))
+        return total
 
     def updates(self) -> tuple[int, int]:
         """The version that searches see, and how many wait."""
