@@ -31,7 +31,7 @@ FILTERS: list[tuple[dict[str, Any], Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("condition", "keep"), FILTERS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("condition", "keep"), FILTERS, ids=[str(condition)[:30] for condition, _ in FILTERS])
 def test_filters_equal_brute_force(http: TestClient, world: World, condition: dict, keep: Any) -> None:
     answer = http.post("/v1/search", json={"text": "round", "k": 50, "filter": condition}).json()
     assert ids(answer) == world.expected(world.model.embed_texts(["round"])[0], 50, keep)
