@@ -144,6 +144,8 @@ def _schema(model: type[BaseModel], config: ServeConfig, about: Description | No
     fields = schema["properties"]
     fields["k"]["maximum"] = config.max_k
     fields["filter"]["anyOf"][0] = FILTER
+    if not config.live:
+        fields["at_least"] = _NULL
     if about is not None:
         reached = max((point["recall"] for point in about.curve), default=None)
         if reached is None:

@@ -146,6 +146,9 @@ class Metrics:
     def _look(self) -> None:
         # When it is asked for: a version goes over to a newer index and takes in updates without telling.
         self.rows.clear()
+        if self.updates and self.updates_version:
+            self.updates.clear()
+            self.updates_version.clear()
         for collection, each in self._routes.items():
             for role, served in each.roles.items():
                 about = served.about

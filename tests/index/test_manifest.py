@@ -21,6 +21,7 @@ DOCUMENT: dict[str, Any] = {
     "prefix": None,
     "effort": {"nprobe": 16, "ef_search": 64, "rerank": 4},
     "updates": 0,
+    "origin": None,
     "sharding": {"by": "rows", "cells": []},
     "trained": {"file": "v-1/trained.faiss", "bytes": 1, "sha256": "22"},
     "shards": [

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from rayemb.index import Effort, FilterError, QueryError, Shard, load_manifest
+from rayemb.index.selection import Selection
 from rayemb.serve.asks import Ask, Told, replies
 from rayemb.serve.hop import Unanswered
+from rayemb.storage import StorageError
 from tests.serve.conftest import World
 
 
@@ -19,9 +21,13 @@ def shard(world: World) -> Shard:
     return Shard.open(world.index_uri, load_manifest(world.index_uri), 0)
 
 
+def all_there(updates: int) -> None:
+    raise AssertionError("nobody asked for updates")
+
+
 def ask(shard: Shard, asks: list[Ask], within_s: list[float] | None = None) -> list[Any]:
     with ThreadPoolExecutor(2) as pool:
-        return asyncio.run(replies(shard, asks, within_s or [5.0] * len(asks), pool))
+        return asyncio.run(replies(shard, asks, within_s or [5.0] * len(asks), pool, all_there))
 
 
 def test_each_gets_what_it_would_get_alone(world: World, shard: Shard) -> None:
@@ -101,7 +107,34 @@ def test_those_whose_time_is_over_cost_nothing(world: World, shard: Shard, monke
     monkeypatch.setattr(shard, "answer", slow)
     with ThreadPoolExecutor(1) as pool:
         asks = [Ask("rows", world.vectors[:1], k) for k in (3, 4, 5)]
-        found: list[Any] = asyncio.run(replies(shard, asks, [1.0, 0.1, 5.0], pool))
+        found: list[Any] = asyncio.run(replies(shard, asks, [1.0, 0.1, 5.0], pool, all_there))
     assert found[0].keys.shape == (1, 3)
     assert isinstance(found[1], Unanswered)  # in the queue behind the first
     assert found[2].keys.shape == (1, 5)
+
+
+def test_what_is_gone_is_left_out_and_nothing_is_said_where_that_is_not_known(world: World, shard: Shard) -> None:
+    first = shard.answer(world.vectors[:1], 3).keys[0].tolist()
+    gone = Selection(np.ones(shard.rows, bool)).without(shard.keys.at(np.array(first[:1])))
+
+    def alive(updates: int) -> Selection:
+        if updates > 1:
+            raise StorageError("the log is away")
+        return gone
+
+    asks = [
+        Ask("rows", world.vectors[:1], 2, updates=1),
+        Ask("rows", world.vectors[:1], 3),
+        Ask("ids", world.vectors[:1], 3, updates=2),
+        Ask("count", updates=1),
+        Ask("count", updates=2),
+        Ask("held", keys=tuple(first)),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        found: list[Any] = asyncio.run(replies(shard, asks, [5.0] * len(asks), pool, alive))
+    assert found[0].keys[0].tolist() == first[1:]
+    assert found[1].keys[0].tolist() == first
+    assert found[3] == shard.rows - 1
+    assert isinstance(found[2], Unanswered)
+    assert isinstance(found[4], Unanswered)
+    assert {key: row["id"] for key, row in found[5].items()} == {key: world.rows[key]["id"] for key in first}

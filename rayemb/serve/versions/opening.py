@@ -1,6 +1,7 @@
 """A version of the catalog, checked against what lies at its URIs, opened and warmed."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
@@ -90,8 +91,9 @@ class Opener:
         try:
             if version.index_version not in (engine.manifest.version, engine.manifest.origin):
                 raise ServeError("the index changed while it was read", where=version.index, fix="try again")
-            # A loop of its own: this is no thread of the service's.
-            asyncio.run(_warm(engine))
+            # A thread of its own, for a loop of its own: a replica begins in one that has a loop.
+            with ThreadPoolExecutor(1, "rayemb-warming") as pool:
+                pool.submit(asyncio.run, _warm(engine)).result()
         except BaseException:
             engine.close()
             raise

@@ -21,12 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 class Served:
-    """A version that is open: its `engine`, and how many hold it."""
+    """A version that is open: its `engine`, and how many hold it. Without a name it is called as its index is."""
 
-    def __init__(self, collection: str, version: str, engine: Engine) -> None:
-        self.collection, self.version, self.engine = collection, version, engine
+    def __init__(self, collection: str, name: str | None, engine: Engine) -> None:
+        self.collection, self._name, self.engine = collection, name, engine
         self.holders = 0
         self.retired = False
+
+    @property
+    def version(self) -> str:
+        """What it is called."""
+        return self._name or self.about.index_version
 
     @property
     def about(self) -> Description:
@@ -61,7 +66,7 @@ class Versions:
     def of(cls, engine: Engine, collection: str) -> "Versions":
         """One collection of one version, which stays; the engine is the caller's to close."""
         found = cls(collection)
-        served = Served(collection, engine.describe().index_version, engine)
+        served = Served(collection, None, engine)
         served.holders = 1  # the caller's own
         found.set({collection: Routes(served)})
         return found

@@ -10,13 +10,15 @@ import pytest
 from rayemb.serve import ServeConfig, ServeError
 from rayemb.serve.deploy import start
 from rayemb.serve.versions import CatalogStore, changes
+from tests.serve.conftest import Service
 from tests.serve.versions.conftest import Versioned
 
 
 @pytest.mark.slow
 def test_replicas_follow_the_catalog_and_no_request_fails(
-    ray_cluster: str, store: CatalogStore, versioned: Versioned, tmp_path: Path
+    ray_cluster: str, service: Service, store: CatalogStore, versioned: Versioned, tmp_path: Path
 ) -> None:
+    service.stop()  # of the other modules: one cluster serves one at a time
     versioned.fill(store)
     changes.promote(store, "default", "a")
     config = ServeConfig(catalog=store.uri, port=0, replicas=2, num_cpus=0.5, catalog_poll_s=0.2)
