@@ -134,6 +134,10 @@ class Engine(Protocol):
         """The parts that do not answer now; empty: all well."""
         ...
 
+    def hedged(self) -> Mapping[str, int]:
+        """Calls that were made a second time because they were late, by part; empty where there are no calls."""
+        ...
+
     def mapped(self, vectors: Vectors) -> Vectors:
         """Vectors of the model as the index is asked for them: the same, unless there is a map between models."""
         ...

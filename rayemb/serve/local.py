@@ -242,6 +242,10 @@ class LocalEngine:
         """What the index is."""
         return self._index.manifest
 
+    def hedged(self) -> Mapping[str, int]:
+        """Nothing is called."""
+        return {}
+
     def mapped(self, vectors: Vectors) -> Vectors:
         """Vectors of the model as the index is asked for them: the same, unless there is a map between models."""
         return vectors if self._map is None else self._map(vectors)

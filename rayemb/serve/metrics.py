@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily
 
 if TYPE_CHECKING:
     from rayemb.serve.versions.table import Routes
@@ -137,11 +138,21 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """The registry's families, each sample under the replica's name."""
         self._look()
-        for family in self.registry.collect():
+        for family in (*self.registry.collect(), self._hedged()):
             if self._replica:
                 named = {"replica": self._replica}
                 family.samples = [each._replace(labels={**each.labels, **named}) for each in family.samples]
             yield family
+
+    def _hedged(self) -> Metric:
+        family = CounterMetricFamily(
+            "rayemb_hedged", "Calls made a second time because they were late", labels=["part"]
+        )
+        # The topology with calls has one collection.
+        for each in self._routes.values():
+            for part, count in each.live.engine.hedged().items():
+                family.add_metric([part], count)
+        return family
 
     def _look(self) -> None:
         # When it is asked for: a version goes over to a newer index and takes in updates without telling.

@@ -255,6 +255,11 @@ class SpreadEngine:
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args))
 
+    def hedged(self) -> Mapping[str, int]:
+        """Calls that were made a second time because they were late, by part."""
+        embedder = sum(hop.hedged for hop in (self._texts, self._documents, self._images))
+        return {"embedder": embedder, **{name: hop.hedged for name, hop in zip(self._names, self._shards, strict=True)}}
+
     def mapped(self, vectors: Vectors) -> Vectors:
         """The same: there is no map between models here."""
         return vectors

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from rayemb.index import Effort, FilterError, IndexArtefactError, IndexConfig, Shard, build_index, load_manifest
 from rayemb.models import ImageError
+from rayemb.serve.asgi import create_app
 from rayemb.serve.coalesce import Coalescer
-from rayemb.serve.config import ServeConfig
+from rayemb.serve.config import ServeConfig, SpreadConfig
 from rayemb.serve.deploy import Embedder, ShardServer
 from rayemb.serve.errors import EngineUnavailable
 from rayemb.serve.limits import set_deadline
@@ -122,10 +124,13 @@ def test_one_bad_image_fails_alone(world: World, local: LocalEngine) -> None:
 
 
 class Handle:
-    """A deployment handle to an object in this process; when `dead`, calls wait for ever, as Serve's do."""
+    """A deployment handle to an object in this process; when `dead`, calls wait for ever, as Serve's do.
+
+    So do the next `stuck` ones, as in a replica that hangs.
+    """
 
     def __init__(self, target: Any) -> None:
-        self.target, self.dead, self.calls = target, False, 0
+        self.target, self.dead, self.stuck, self.calls = target, False, 0, 0
 
     def __getattr__(self, name: str) -> Any:
         handle = self
@@ -134,7 +139,8 @@ class Handle:
             @staticmethod
             async def remote(*args: Any) -> Any:
                 handle.calls += 1
-                if handle.dead:
+                handle.stuck -= 1
+                if handle.dead or handle.stuck >= 0:
                     await asyncio.sleep(3600)
                 return await getattr(handle.target, name)(*args)
 
@@ -144,8 +150,8 @@ class Handle:
 class Spread:
     """The real parts of a spread topology, in this process."""
 
-    def __init__(self, world: World, deadline_s: float = 0.3) -> None:
-        manifest, config = load_manifest(world.index_uri), ServeConfig(deadline_s=deadline_s)
+    def __init__(self, world: World, deadline_s: float = 0.3, **settings: Any) -> None:
+        manifest, config = load_manifest(world.index_uri), ServeConfig(deadline_s=deadline_s, **settings)
         self.embedder = Handle(Embedder(world.model_uri, manifest.model_digest, config, "image"))
         shards = range(len(manifest.shards))
         self.shards = [Handle(ShardServer(world.index_uri, manifest, i, config)) for i in shards]
@@ -184,6 +190,16 @@ def test_spread_equals_local(world: World, local: LocalEngine) -> None:
         assert await spread.missing() == []
 
     asyncio.run(main())
+
+
+def test_a_late_call_is_made_again_and_counted(world: World) -> None:
+    spread = Spread(world, deadline_s=2, replicas=2, spread=SpreadConfig(hedge=1.0))
+    with TestClient(create_app(spread.engine)) as http:
+        assert 'rayemb_hedged_total{part="shard-0"} 0.0' in http.get("/metrics").text
+        spread.shards[0].stuck = 1
+        found = http.post("/v1/search", json={"text": "red star"}).json()
+        assert (found["partial"], len(found["hits"])) == (False, 10)
+        assert 'rayemb_hedged_total{part="shard-0"} 1.0' in http.get("/metrics").text
 
 
 def test_by_cell_only_the_owners_of_the_probed_cells_are_asked(world: World, tmp_path: Path) -> None:
