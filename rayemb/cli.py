@@ -34,7 +34,9 @@ app = typer.Typer(
     help="Turn your own images and texts into search.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: build one, look at one.")
-index_app = typer.Typer(no_args_is_help=True, help="Indexes: plan one, build one, take updates in, verify one, map one.")
+index_app = typer.Typer(
+    no_args_is_help=True, help="Indexes: plan one, build one, take updates in, verify one, map one."
+)
 config_app = typer.Typer(no_args_is_help=True, help="Configs: the resolved one, and the schema.")
 
 

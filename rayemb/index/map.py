@@ -55,7 +55,7 @@ class IndexMap(BaseModel):
 
     @model_validator(mode="after")
     def _same_rows(self) -> Self:
-        if any(len(each) != len(self.ids) for each in (self.x, self.y, *self.columns.values())):
+        if {len(self.x), len(self.y), *map(len, self.columns.values())} != {len(self.ids)}:
             raise ValueError("its lists differ in length")
         return self
 

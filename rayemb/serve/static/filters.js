@@ -108,13 +108,15 @@ function setFilters(text) {
   let rows;
   try {
     const filter = JSON.parse(text);
+    if (filter === null) return false;
     rows = (filter.and || [filter]).flatMap(rowsOf);
   } catch (problem) {
     return false;
   }
   if (!rows.every(([column, asked]) => column in types && [...OF_TYPE[kindOf(column)], "exists", "missing"].includes(asked))) return false;
   for (const row of rows) addFilter(...row);
-  return JSON.stringify(filterNow()) === JSON.stringify(JSON.parse(text));
+  if (JSON.stringify(filterNow()) === JSON.stringify(JSON.parse(text))) return true;
+  return setFilters("null");
 }
 
 function rowsOf(part) {
