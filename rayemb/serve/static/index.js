@@ -32,6 +32,13 @@ function svg(tag, attributes, text) {
   return node;
 }
 
+/* Round numbers from low to high, four or so. */
+function ticks(low, high) {
+  const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((part) => part * power).find((each) => each >= rough * 0.7);
+  return Array.from({ length: Math.floor((high - low) / step + 1e-9) + 1 }, (_, i) => low + i * step);
+}
+
 /* Recall against milliseconds a query. Of the effort, the parts that differ are named. */
 function curve(points) {
   const width = 460, height = 230, left = 44, right = 14, top = 12, bottom = 40;
@@ -43,12 +50,11 @@ function curve(points) {
   const told = points.map((point) => "recall " + point.recall.toFixed(3) + " in " + point.ms.toPrecision(3) + " ms"
     + varied.map((name) => ", " + name + " " + point.effort[name]).join(""));
   const chart = svg("svg", { id: "curve", viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": "Recall against milliseconds a query: " + told.join("; ") });
-  for (let i = 0; i <= 4; i++) {
-    const recall = lowest + (1 - lowest) * i / 4, ms = longest * i / 4;
+  for (const recall of ticks(lowest, 1)) {
     chart.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: y(recall), y2: y(recall) }));
-    chart.append(svg("text", { x: left - 6, y: y(recall) + 4, "text-anchor": "end" }, recall.toFixed(2)));
-    chart.append(svg("text", { x: x(ms), y: height - bottom + 16, "text-anchor": "middle" }, ms.toPrecision(2)));
+    chart.append(svg("text", { x: left - 6, y: y(recall) + 4, "text-anchor": "end" }, shown(recall)));
   }
+  for (const ms of ticks(0, longest)) chart.append(svg("text", { x: x(ms), y: height - bottom + 16, "text-anchor": "middle" }, shown(ms)));
   chart.append(svg("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "milliseconds a query, one thread"));
   chart.append(svg("polyline", { class: "line", points: points.map((point) => x(point.ms) + "," + y(point.recall)).join(" ") }));
   points.forEach((point, i) => {
