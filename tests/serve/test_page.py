@@ -15,10 +15,11 @@ from rayemb.index import load_manifest, load_map
 from rayemb.serve import Client
 from rayemb.serve.asgi import create_app
 from rayemb.serve.keys import new_key
-from tests.serve.conftest import Service, World, draw
+from tests.serve.conftest import Service, World, draw, tiny_model
 from tests.serve.live import listening
 from tests.serve.test_items import CONFIG as LIVE
 from tests.serve.test_items import emptied, make_place
+from tests.serve.writable import Collection
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright  # noqa: E402
@@ -368,6 +369,55 @@ def test_items_are_stored_found_and_deleted(
     assert problems == []
     with Client(url, key=keys["reader"]) as client:
         assert set(client.get(["words", "new picture.png"])) == {"words"}
+
+
+def test_fields_and_filters_of_every_type(browser: Browser, tmp_path: Path) -> None:
+    kinds = {"tags": "strings", "sold": "boolean", "added": "timestamp", "place": "point", "count": "integer"}
+    model = tiny_model(["red star", "blue square"], seed=1)
+    with listening(Collection(tmp_path, model, kinds).app()) as url:
+        page = browser.new_context(base_url=url).new_page()
+        page.goto("/?q=star")
+        expect(page.locator("#about")).to_contain_text("0 items")
+        page.locator("#put summary").click()
+        for item, values in (
+            ("berlin", {"tags": "red, big", "added": "2026-01-31", "place": "52.5, 13.4", "count": "9007199254740993"}),
+            ("paris", {"tags": "blue", "added": "2026-03-01T12:00Z", "place": "48.9,2.35", "count": "7"}),
+        ):
+            page.get_by_label("Id", exact=True).fill(item)
+            page.get_by_label("or text, to be found by").fill("star")
+            page.get_by_label("sold", exact=True).select_option("true" if item == "paris" else "false")
+            for column, value in values.items():
+                page.get_by_label(column, exact=True).fill(value)
+            page.get_by_role("button", name="Store").click()
+            if item == "berlin":  # a number that the page would change is not sent as one
+                expect(page.locator("#item-error")).to_contain_text("items.0.payload.count")
+                page.get_by_label("count", exact=True).fill("-3")
+                page.get_by_role("button", name="Store").click()
+            expect(page.locator("#item-status")).to_contain_text(f"{item} is stored")
+        page.locator("#text").press("Enter")
+        expect(page.locator(".tile")).to_have_count(2)
+        for column, asked, value, found in (
+            ("tags", "is", "big", ["berlin"]),
+            ("tags", "is one of", "big, blue", ["berlin", "paris"]),
+            ("tags", "is not", "big", ["paris"]),
+            ("sold", "is", "true", ["paris"]),
+            ("added", "is under", "2026-02-01", ["berlin"]),
+            ("added", "is at least", "2026-03-01T13:00+01:00", ["paris"]),
+            ("place", "is within", "52, 13, 100", ["berlin"]),
+            ("place", "is missing", None, []),
+            ("count", "is over", "0.5", ["paris"]),
+        ):
+            add_filter(page, column, asked, value)
+            page.locator("#text").press("Enter")
+            expect(page.locator(".caption")).to_have_text(found)
+            page.goto(page.url)  # the address has it all
+            expect(page.locator(".where")).to_have_count(1)
+            expect(page.locator(".caption")).to_have_text(found)
+            page.get_by_role("button", name="Remove this filter").click()
+        add_filter(page, "place", "is within", "52, 13")
+        page.locator("#text").press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("filter.place.within.km")
+        page.context.close()
 
 
 def test_a_key_that_may_not_write_is_told(browser: Browser, writable: tuple[str, dict[str, str]]) -> None:

@@ -11,6 +11,7 @@ function offerItems() {
     const label = make("label", "", column), many = types[column].startsWith("list of ");
     const field = valueField(many ? "string" : kindOf(column), true);
     field.dataset.column = column;
+    field.setAttribute("aria-label", column);
     if (field.tagName === "INPUT") field.placeholder = many ? HINTS.in : kindOf(column) === "point" ? "latitude, longitude" : HINTS[kindOf(column)] || "";
     label.append(field);
     return label;

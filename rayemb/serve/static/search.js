@@ -129,7 +129,7 @@ function captionOf(hit) {
   for (const name of CAPTIONS) {
     if (typeof hit.payload[name] === "string" && hit.payload[name]) return [name, hit.payload[name]];
   }
-  const other = Object.entries(hit.payload).find(([, value]) => typeof value === "string" && value);
+  const other = Object.entries(hit.payload).find(([name, value]) => types[name] === "string" && value);
   return other || ["id", hit.id];
 }
 
