@@ -34,7 +34,9 @@ app = typer.Typer(
     help="Turn your own images and texts into search.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: build one, look at one.")
-index_app = typer.Typer(no_args_is_help=True, help="Indexes: plan one, build one, take updates in, verify one.")
+index_app = typer.Typer(
+    no_args_is_help=True, help="Indexes: plan one, build one, take updates in, verify one, map one."
+)
 config_app = typer.Typer(no_args_is_help=True, help="Configs: the resolved one, and the schema.")
 
 
@@ -198,6 +200,20 @@ def index_verify(args: Args = None) -> None:
 def index_compact(args: Args = None) -> None:
     """Take the live updates into the index, as its next version; searches and writes go on meanwhile."""
     _stage("compact", args)
+
+
+@index_app.command("map")
+def index_map(
+    args: Args = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Lay a sample of the index out in the plane (index.map), for the web page of the service."""
+    from rayemb.pipeline.index_map import make_map
+
+    made = make_map(read_config(args), Console(highlight=False, stderr=as_json))
+    if as_json:
+        about = made.model_dump(mode="json", exclude={"ids", "x", "y", "columns"})
+        typer.echo(json.dumps({**about, "points": len(made.ids), "columns": list(made.columns)}, indent=2))
 
 
 @index_app.command("clusters")

@@ -13,16 +13,18 @@ selection.py    the rows that pass       stored.py    vectors that FAISS keeps
 lexical.py      BM25 beside the vectors  lexical_build.py  writing it
 queries.py      examples, diversity, groups, fusion, re-ranking
 view.py         what a query sees       live/        updates beside the index, compacted into it
+map.py          a sample of the rows as points in the plane
 """
 
 from rayemb.index.build import build_index
-from rayemb.index.config import IndexConfig, PlanConfig
+from rayemb.index.config import IndexConfig, MapConfig, PlanConfig
 from rayemb.index.effort import Effort
 from rayemb.index.errors import FilterError, IndexArtefactError, QueryError, UpdateError, UpdatesFullError
 from rayemb.index.filters import Filter
 from rayemb.index.live.compact import compact_index
 from rayemb.index.live.config import LiveConfig
 from rayemb.index.manifest import MANIFEST, CurvePoint, Manifest, Recall, ShardFile, load_manifest
+from rayemb.index.map import IndexMap, build_map, load_map
 from rayemb.index.merge import merge
 from rayemb.index.plan import Candidate, Plan, plan_index
 from rayemb.index.queries import Fusion, Hits, Query, Rerank, Reranker
@@ -43,8 +45,10 @@ __all__ = [
     "Index",
     "IndexArtefactError",
     "IndexConfig",
+    "IndexMap",
     "LiveConfig",
     "Manifest",
+    "MapConfig",
     "Plan",
     "PlanConfig",
     "Query",
@@ -59,8 +63,10 @@ __all__ = [
     "VerifyReport",
     "View",
     "build_index",
+    "build_map",
     "compact_index",
     "load_manifest",
+    "load_map",
     "measure",
     "measure_recall",
     "merge",

@@ -22,6 +22,17 @@ class PlanConfig(Config):
     sample_rows: int = Field(20_000, ge=1_000, description="rows that the candidates are built of and measured on")
 
 
+class MapConfig(Config):
+    """The map of an index in the plane, for the web page: `rayemb index map`."""
+
+    method: Literal["umap", "pca"] = Field(
+        "umap", description="umap keeps neighbours together (extra `map`); pca: the two first principal components"
+    )
+    rows: int = Field(5_000, ge=1, le=50_000, description="points at most: rows sampled from the index")
+    neighbours: int = Field(15, ge=2, description="umap: nearest rows that a row is laid out by")
+    seed: int = Field(0, ge=0, lt=2**31, description="chooses the sample and the layout")
+
+
 class IndexConfig(Config):
     """How to build an index over an embeddings table, and what counts as good enough."""
 
@@ -51,6 +62,7 @@ class IndexConfig(Config):
     recall_queries: int = Field(200, ge=0, description="held-out rows to measure recall with; 0 does not measure")
     min_recall: float = Field(0.9, ge=0, le=1, description="verification fails below this recall@recall_k")
     plan: PlanConfig = PlanConfig()
+    map: MapConfig = MapConfig()
 
     @field_validator("factory")
     @classmethod

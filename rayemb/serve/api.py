@@ -183,6 +183,7 @@ class IndexInfo(BaseModel):
     max_batch: int = Field(description="most texts of one request, to embed or to search")
     max_queries: int = Field(description="most vectors of one POST /v1/search/batch, most items of one write")
     live: bool = Field(False, description="whether items can be written and removed: POST /v1/items")
+    updates_waiting: int | None = Field(None, description="live: updates that wait to be compacted into the index")
 
 
 class ErrorBody(BaseModel):

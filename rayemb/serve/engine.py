@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayemb.data.embeddings import EmbeddingsTable
-from rayemb.index import Effort, Filter, IndexArtefactError, Manifest, Query, load_manifest
+from rayemb.index import Effort, Filter, IndexArtefactError, IndexMap, Manifest, Query, load_manifest
 from rayemb.index.columns import kind_of
 from rayemb.serve.errors import EngineUnavailable
 from rayemb.storage import StorageError
@@ -128,6 +128,10 @@ class Engine(Protocol):
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of the item with this id; None if there is none."""
+        ...
+
+    async def map(self) -> IndexMap | None:
+        """The map of the index that is served now; None if none was made. Raises as `rayemb.index.load_map`."""
         ...
 
     async def missing(self) -> list[str]:

@@ -154,6 +154,7 @@ class Gateway:
             about = vars(served.about) | {"collection": served.collection, "version": served.version}
             if config.live:
                 about["rows"] = await served.engine.count()
+                _, about["updates_waiting"] = served.engine.updates()
         info = api.IndexInfo(
             **about,
             topology=config.topology,

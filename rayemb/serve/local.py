@@ -9,7 +9,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from rayemb.index import Effort, Filter, Hits, Index, LiveConfig, Manifest, Query, UpdateError, load_manifest
+from rayemb.index import (
+    Effort,
+    Filter,
+    Hits,
+    Index,
+    IndexMap,
+    LiveConfig,
+    Manifest,
+    Query,
+    UpdateError,
+    load_manifest,
+    load_map,
+)
 from rayemb.models import Model
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.encoder import Encoder, use_threads
@@ -149,6 +161,10 @@ class LocalEngine:
                 return self._index.image(item)
 
         return await self.run(picture)
+
+    async def map(self) -> IndexMap | None:
+        """The map of the index that is searched now."""
+        return await self.run(load_map, self._uri, self._index.manifest)
 
     async def missing(self) -> list[str]:
         """Nothing is missing in a process that lives."""

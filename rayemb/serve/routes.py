@@ -13,6 +13,7 @@ from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description
 from rayemb.serve.items import DeleteResponse, GetResponse, Items, UpsertResponse
 from rayemb.serve.limits import FREE
+from rayemb.serve.maps import MapResponse, Maps
 from rayemb.serve.page import page
 from rayemb.serve.versions.administration import Administration, add_collection_routes
 
@@ -23,7 +24,7 @@ _PROBLEMS = {
     400: "Malformed JSON, form or stream, a header that is wrong, or a filter that does not fit the index",
     401: "No API key, or one that is not known or was revoked",
     403: "The key is for other collections",
-    404: "No such item, or it has no picture",
+    404: "No such item, or it has no picture; no map was made; or no such collection",
     409: "The vectors are of another model; or a change that the catalog, or the gate, refuses",
     413: "A text, an image or the body is too large",
     415: "A content type or a content encoding that is not taken",
@@ -78,6 +79,14 @@ def add_routes(app: FastAPI, gateway: "Gateway", config: ServeConfig, about: Des
     )
     problems = _problems(*_ANY)
     add("/v1/index", "GET", gateway.index, "What is served", response_model=api.IndexInfo, responses=problems)
+    add(
+        "/v1/map",
+        "GET",
+        Maps(gateway).get,
+        "A sample of the items as points in the plane",
+        response_model=MapResponse,
+        responses={**problems, **_problems(404)},
+    )
     if config.live:
         _add_items(add, gateway, config, about)
     pictures = {"description": "The picture", "content": {"image/*": {"schema": BINARY}}}

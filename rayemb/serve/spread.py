@@ -15,7 +15,19 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from rayemb.data.embeddings import IMAGE
-from rayemb.index import Effort, Filter, Hits, LiveConfig, Manifest, Query, QueryError, merge, queries
+from rayemb.index import (
+    Effort,
+    Filter,
+    Hits,
+    IndexMap,
+    LiveConfig,
+    Manifest,
+    Query,
+    QueryError,
+    load_map,
+    merge,
+    queries,
+)
 from rayemb.index.live.follower import Follower, State
 from rayemb.index.placement import Router
 from rayemb.index.shard import open_embeddings, open_terms, take_vectors
@@ -46,7 +58,7 @@ class SpreadEngine:
     ) -> None:
         if len(shards) != len(manifest.shards):
             raise QueryError(f"the index has {len(manifest.shards)} shards and {len(shards)} were deployed")
-        self._manifest, self._router = manifest, Router(index_uri, manifest)
+        self._uri, self._manifest, self._router = index_uri, manifest, Router(index_uri, manifest)
         self._table = open_embeddings(manifest)
         self._description = describe(manifest, self._table)
         self._names = shard_names(manifest)
@@ -169,6 +181,10 @@ class SpreadEngine:
             rows = await self._within(self._in_thread(self._table.take, [key], [IMAGE]))
         picture: bytes | None = rows[0][IMAGE]
         return picture
+
+    async def map(self) -> IndexMap | None:
+        """The map of the index."""
+        return await self._in_thread(load_map, self._uri, self._manifest)
 
     async def missing(self) -> list[str]:
         """The deployments that do not answer a ping within the deadline."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from rayemb.data.embeddings import embeddings_schema
-from rayemb.index import IndexConfig, build_index
+from rayemb.index import IndexConfig, MapConfig, build_index, build_map
 from rayemb.models import (
     ConvNetConfig,
     ImageLimits,
@@ -129,6 +129,7 @@ def make_world(folder: str) -> World:
     table = pa.Table.from_pylist(full, schema=schema)
     lance.write_dataset(table, f"{folder}/embeddings", storage_options=lance_options(f"{folder}/embeddings"))
     build_index(f"{folder}/embeddings", f"{folder}/index", IndexConfig(factory="Flat", shards=2, words="text"))
+    build_map(f"{folder}/index", MapConfig(method="pca"))
     return World(
         f"{folder}/model",
         f"{folder}/other",

@@ -63,9 +63,7 @@ class Place:
         return Path(log_uri(str(self.folder / "embeddings.lance")))
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("items")
+def make_place(folder: Path) -> Place:
     rows = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     images = [draw(colour, shape, 60) for colour, shape in rows]
     texts = [f"{colour} {shape}" for colour, shape in rows]
@@ -77,8 +75,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(folder, Model.load(str(folder / "model")))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(tmp_path_factory.mktemp("items"))
+
+
 @pytest.fixture
 def place(made: Place) -> Place:
+    return emptied(made)
+
+
+def emptied(made: Place) -> Place:
+    """The place as it was made, its index built anew."""
     for name in ("index", "embeddings.lance", "embeddings.updates.lance"):
         shutil.rmtree(made.folder / name, ignore_errors=True)
     shutil.copytree(made.folder / "first.lance", made.folder / "embeddings.lance")

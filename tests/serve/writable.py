@@ -23,6 +23,7 @@ KINDS = {
     "integer": pa.int64(),
     "boolean": pa.bool_(),
     "timestamp": pa.timestamp("us", "UTC"),
+    "point": pa.struct({"lat": pa.float64(), "lon": pa.float64()}),
 }
 _CONFIG = ServeConfig(live=True, max_k=20, max_batch=4, follow_s=3600)
 
