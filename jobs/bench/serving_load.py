@@ -283,13 +283,15 @@ def answer_commands(generator: Threads | Http) -> None:
 
 
 def say(what: Any) -> None:
-    """One line of JSON to whoever started this process."""
-    os.write(_OUT, json.dumps(what).encode() + b"\n")
+    """One line of JSON to whoever started this process; what is printed otherwise goes to the log from then on."""
+    global _out
+    if _out is None:
+        _out = os.dup(1)
+        os.dup2(2, 1)
+    os.write(_out, json.dumps(what).encode() + b"\n")
 
 
-# Whatever else prints must not come between the lines.
-_OUT = os.dup(1)
-os.dup2(2, 1)
+_out: int | None = None
 
 
 def main() -> None:
