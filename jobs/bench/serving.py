@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 from serving_peers import PEERS, free_port
 from serving_report import report
 
@@ -117,6 +116,7 @@ class Side:
     batches: tuple[int, ...] = (1,)
     tuned: str = ""  # sides of one name here share a parameter
     configured: bool = False
+    least: int = 10  # candidates that it wants at least
     note: str = ""
     parameter: int = 0
     recall: float | None = None
@@ -176,7 +176,6 @@ class Bench:
             side.server.pin(self.server_cores)
             if side.generator is not side.server:
                 side.generator.pin(self.load_cores)
-        library.pin(self.server_cores)
         self.tune()
         inside = self.rounds(library)
         return report(self, source, inside)
@@ -225,7 +224,7 @@ class Bench:
 
     def rayemb(self, role: str, **spec: Any) -> Child:
         """A process of rayemb's."""
-        spec = {"threads": len(self.server_cores), **spec}
+        spec = {"threads": len(self.server_cores), "pinned": self.server_cores, **spec}
         command = [sys.executable, str(HERE / "serving_rayemb.py"), role, str(self.folder), json.dumps(spec)]
         return self.child(command, f"rayemb-{role}-{spec.get('ingress', '')}", OMP_NUM_THREADS=str(spec["threads"]))
 
@@ -240,9 +239,7 @@ class Bench:
         for ingress in ("uvicorn", *self.options.ingress):
             self.say(f"starting rayemb behind {ingress}")
             try:
-                server = self.rayemb(
-                    "uvicorn" if ingress == "uvicorn" else "serve", port=free_port(), ingress=ingress
-                )
+                server = self.rayemb("uvicorn" if ingress == "uvicorn" else "serve", port=free_port(), ingress=ingress)
             except RuntimeError as error:
                 self.missing[f"rayemb behind {ingress}"] = str(error)
                 continue
@@ -288,7 +285,8 @@ class Bench:
         self.about[name] = f"{first['version']}, {first.get('index', 'HNSW')}, {time.perf_counter() - begin:.0f} s"
         server = generator if inside else server
         configured = bool(first.get("configured"))
-        self.sides.append(Side(name, how, generator, server, (1, 64), name, configured))
+        least = first.get("least", 10)
+        self.sides.append(Side(name, how, generator, server, (1, 64), name, configured, least))
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
@@ -319,7 +317,7 @@ class Bench:
         """The parameter and its recall, by bisection; the largest where none reaches it."""
         # A graph search keeps at least as many candidates as hits are asked for.
         graph = self.effort == "ef_search" or side.tuned != "rayemb"
-        widths = [each for each in WIDTHS if each >= 10 or not graph]
+        widths = [each for each in WIDTHS if each >= side.least or not graph]
         low, high, found = 0, len(widths) - 1, 0.0
         while low < high:
             middle = (low + high) // 2
@@ -376,8 +374,6 @@ class Bench:
             got["cpu"] = (side.server.cpu_s() - used) * 1000 / max(1.0, got["qps"] * self.options.seconds)
             side.found.setdefault((clients, batch), []).append(got)
 
-
-Rows = NDArray[np.int64]
 
 if __name__ == "__main__":
     main()

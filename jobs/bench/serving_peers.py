@@ -122,10 +122,9 @@ class Chroma:
         import chromadb
 
         port = free_port()
-        command = [str(Path(sys.executable).with_name("chroma")), "run", "--path", folder, "--port", str(port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._command = [str(Path(sys.executable).with_name("chroma")), "run", "--path", folder, "--port", str(port)]
+        self._start(port)
         try:
-            wait_for(port, self._process)
             client = chromadb.HttpClient("127.0.0.1", port, settings=chromadb.Settings(anonymized_telemetry=False))
             hnsw = {"space": "ip", "max_neighbors": M, "ef_construction": EF_BUILD, "ef_search": 10}
             self._rows = client.create_collection("bench", embedding_function=None, configuration={"hnsw": hnsw})
@@ -138,9 +137,16 @@ class Chroma:
         path = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{self._rows.id}/query"
         return {"kind": "chroma", "host": "127.0.0.1", "port": port, "path": path, "configured": True}
 
+    def _start(self, port: int) -> None:
+        self._port = port
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(port, self._process)
+
     def configure(self, parameter: int) -> None:
-        """Sets the search parameter, which is the collection's."""
+        """Sets the search parameter, which is the collection's; a graph that is loaded keeps the one it had."""
         self._rows.modify(configuration={"hnsw": {"ef_search": parameter}})
+        self.close()
+        self._start(self._port)
 
     def close(self) -> None:
         """Ends the server."""
@@ -221,7 +227,7 @@ class Lancedb:
         table = lancedb.connect(folder).create_table("t", pa.table({"id": np.arange(len(x_ND)), "vector": vectors}))
         built = {"num_partitions": 1, "m": M, "ef_construction": EF_BUILD}
         table.create_index(metric="dot", index_type="IVF_HNSW_SQ", vector_column_name="vector", **built)
-        return {"folder": folder}
+        return {"folder": folder, "least": 2 * K}
 
     def connect(self, spec: dict[str, Any]) -> Any:
         """The table."""

