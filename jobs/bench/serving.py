@@ -133,7 +133,9 @@ def main() -> None:
     parser.add_argument("--factory", default="HNSW32", help="HNSW... or IVF...,Flat")
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32, 128])
-    parser.add_argument("--ingress", nargs="*", default=["HAProxy", "Serve's proxy"], help="before Serve's replicas")
+    parser.add_argument(
+        "--ingress", nargs="*", default=["HAProxy"], help="before Serve's replicas: HAProxy, proxy (its own)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--work", help="folder to keep vectors and logs in; default: a temporary one")
