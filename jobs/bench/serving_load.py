@@ -175,7 +175,8 @@ class Http:
             connection.close()
             return found
 
-        return run(ask())
+        rows: Rows = run(ask())
+        return rows
 
     def load(self, clients: int, seconds: float, batch: int, parameter: int) -> dict[str, float]:
         """As many clients as told, each with one request after another."""
@@ -275,6 +276,7 @@ def answer_commands(generator: Threads | Http) -> None:
     for line in sys.stdin:
         told = json.loads(line)
         what = told.pop("do")
+        found: Any
         try:
             found = generator.rows(**told) if what == "rows" else generator.load(**told)
         except Exception as error:

