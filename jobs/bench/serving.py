@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ PATIENCE_S = 4.0
 
 
 class Child:
-    """A process that speaks in lines of JSON, its own process group."""
+    """A process that speaks in lines of JSON."""
 
     def __init__(self, command: list[str], log: Path, **environment: str) -> None:
         self.log = log
@@ -46,6 +47,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("ab"),
+            start_new_session=True,  # Ctrl-C ends the rounds, and they are closed in order
             env={**os.environ, "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}", **environment},
         )
         self.pids = [self.process.pid]
@@ -140,6 +142,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--work", help="folder to keep vectors and logs in; default: a temporary one")
     options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background the first is ignored
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, contextlib.ExitStack() as stack:
         os.chmod(folder, 0o755)  # PostgreSQL does not run as root
         bench = Bench(options, Path(options.work or folder), Path(folder), stack)
@@ -345,17 +349,18 @@ class Bench:
         self.inside_recall = {
             name: self.recall(library.ask(do="rows", side=name, parameter=parameter)) for name in names
         }
-        for number in range(self.options.rounds):
-            self.say(f"round {number + 1}")
-            for batch in (1, 64):
-                for name in names:
-                    told = {"side": name, "parameter": parameter, "batch": batch, "seconds": self.options.seconds}
-                    inside.setdefault((name, batch), []).append(library.ask(do="load", **told))
-            for batch in (64, 1):
-                for clients in self.options.clients:
-                    # Batches of 64 keep any server busy with few clients.
-                    if batch == 1 or clients <= 8:
-                        self.phase(clients, batch)
+        with contextlib.suppress(KeyboardInterrupt):  # what there is by then is printed
+            for number in range(self.options.rounds):
+                self.say(f"round {number + 1}")
+                for batch in (1, 64):
+                    for name in names:
+                        told = {"side": name, "parameter": parameter, "batch": batch, "seconds": self.options.seconds}
+                        inside.setdefault((name, batch), []).append(library.ask(do="load", **told))
+                for batch in (64, 1):
+                    for clients in self.options.clients:
+                        # Batches of 64 keep any server busy with few clients.
+                        if batch == 1 or clients <= 8:
+                            self.phase(clients, batch)
         return inside
 
     def phase(self, clients: int, batch: int) -> None:
