@@ -284,20 +284,24 @@ def answer_commands(generator: Threads | Http) -> None:
         say(found)
 
 
-def say(what: Any) -> None:
-    """One line of JSON to whoever started this process; what is printed otherwise goes to the log from then on."""
+def keep_output() -> None:
+    """Makes standard output that of `say` alone; what others print goes to the log."""
     global _out
-    if _out is None:
-        _out = os.dup(1)
-        os.dup2(2, 1)
+    _out = os.dup(1)
+    os.dup2(2, 1)
+
+
+def say(what: Any) -> None:
+    """One line of JSON to whoever started this process."""
     os.write(_out, json.dumps(what).encode() + b"\n")
 
 
-_out: int | None = None
+_out = 1
 
 
 def main() -> None:
     """The generator of a service that speaks HTTP."""
+    keep_output()
     spec = json.loads(sys.argv[1])
     generator = Http(spec, np.load(spec["queries"]))
     say({"ready": True})

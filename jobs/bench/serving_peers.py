@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serving_load import Floats, Rows, Threads, answer_commands, say
+from serving_load import Floats, Rows, Threads, answer_commands, keep_output, say
 
 K, M, EF_BUILD = 10, 16, 100
 _WORDS = re.compile(r"[A-Za-z]{2,}")
@@ -369,6 +369,7 @@ def make_vectors(folder: str, rows: int, queries: int) -> None:
 
 def main() -> None:
     """One of the roles."""
+    keep_output()
     role, *rest = sys.argv[1:]
     if role == "serve":
         serve(*rest)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ray import serve as ray_serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
-from serving_load import figures, run, say
+from serving_load import figures, keep_output, run, say
 from spread import Noop, texts
 from starlette.types import Receive, Scope, Send
 
@@ -170,6 +170,7 @@ def as_library(folder: str, spec: dict[str, Any]) -> None:
 
 def main() -> None:
     """One of the roles."""
+    keep_output()
     role, folder, spec = sys.argv[1], str(Path(sys.argv[2]).resolve()), json.loads(sys.argv[3])
     os.environ.setdefault("OMP_NUM_THREADS", str(spec.get("threads", 1)))
     {"build": build, "uvicorn": in_uvicorn, "serve": on_serve, "library": as_library}[role](folder, spec)
