@@ -214,9 +214,9 @@ class FaissShard:
         With a FAISS `selector` only positions that it names; IVF probes `nprobe` lists then too.
         """
         # More than all rows is nothing more, and FAISS would make room for it.
-        effort = replace(
-            effort, ef_search=min(effort.ef_search, max(1, self.rows)), rerank=min(effort.rerank, 1 + self.rows // k)
-        )
+        ef_search, rerank = min(effort.ef_search, max(1, self.rows)), min(effort.rerank, 1 + self.rows // k)
+        if (ef_search, rerank) != (effort.ef_search, effort.rerank):
+            effort = replace(effort, ef_search=ef_search, rerank=rerank)
         scores, positions = self.index.search(x_ND, k, params=self._parameters(self.index, selector, effort))
         return scores, positions
 

@@ -33,6 +33,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 METADATA = b"rayemb"
 # A vector whose numbers are all below has no direction worth the name.
 LEAST = 1e-12
+# Lengths at which no square vanishes or overflows, in float32 either; NaN is not between them.
+_PLAIN = (1e-6, 1e15)
 _LEAST_DIGEST = 12
 _Rows = NDArray[np.floating]
 
@@ -225,6 +227,9 @@ def _check_model(model: str | None, digest: str) -> None:
 
 
 def _unit(x_ND: _Rows, names: Sequence[str]) -> Vectors:
+    norms = np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND))
+    if ((norms > _PLAIN[0]) & (norms < _PLAIN[1])).all():
+        return np.ascontiguousarray(x_ND / norms[:, None], np.float32)
     largest = np.abs(x_ND).max(axis=1)
     bad = np.flatnonzero(~(largest <= np.finfo(np.float32).max) | (largest < LEAST))
     if len(bad):

@@ -4,14 +4,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 class Coalescer(Generic[A, B]):
-    """Calls `work(items) -> results` in a thread, one call at a time; what comes meanwhile is the next batch.
+    """Calls `work(items) -> results` in a thread, `at_once` calls at a time; what comes meanwhile is the next batch.
 
     A lone query starts at once; under load the batches grow by themselves, up to `max_batch` items, and to
     `max_cells`: their number times the largest `weigh(item)`, which is what a padded batch costs. An exception of
@@ -26,20 +26,23 @@ class Coalescer(Generic[A, B]):
         *,
         max_cells: int | None = None,
         weigh: Callable[[A], int] = lambda _: 1,
+        at_once: int = 1,
     ) -> None:
         self._work, self._max_batch, self._executor = work, max_batch, executor
         self._max_cells, self._weigh = max_cells or max_batch, weigh
         self._waiting: deque[tuple[A, asyncio.Future[B]]] = deque()
-        self._runner: asyncio.Task[None] | None = None
+        self._at_once = at_once
+        self._runners: set[asyncio.Task[None]] = set()
 
     async def __call__(self, items: Sequence[A]) -> list[B]:
         """The results of `items`, in order."""
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[B]] = [loop.create_future() for _ in items]
         self._waiting += zip(items, futures, strict=True)
-        if self._runner is None:
+        if len(self._runners) < self._at_once:
             # Kept on self: the loop itself holds tasks only weakly.
-            self._runner = loop.create_task(self._run())
+            runner = loop.create_task(self._run())
+            self._runners.add(runner)
         return list(await asyncio.gather(*futures))
 
     async def _run(self) -> None:
@@ -49,7 +52,8 @@ class Coalescer(Generic[A, B]):
                 if batch:
                     await self._compute(batch)
         finally:
-            self._runner = None
+            # Here and not when the task is done: what comes in between would find a runner that takes nothing more.
+            self._runners.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _gathered(self) -> list[tuple[A, asyncio.Future[B]]]:
         batch: list[tuple[A, asyncio.Future[B]]] = []

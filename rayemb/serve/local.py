@@ -28,6 +28,7 @@ from rayemb.serve.encoder import Encoder, use_threads
 from rayemb.serve.engine import Description, Found, FoundIds, Vectors, describe, reading_table
 from rayemb.serve.errors import ServeError
 from rayemb.serve.following import Following
+from rayemb.serve.gathered import GatheredSearch
 from rayemb.serve.versions.query_map import QueryMap
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class LocalEngine:
         self._description = self._described(self._index)
         # The number of OpenMP threads belongs to each thread: set it in every one that computes.
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
+        self._gathered = GatheredSearch(config.threads)
         self._encoder = Encoder(model, config, self._pool, searched=self._index.embeddings.what)
         # Of writes and of the change to another index: what one acknowledged, the other has.
         self._writing = threading.Lock()
@@ -116,6 +118,9 @@ class LocalEngine:
     ) -> Found:
         """The k best of all shards, with their payloads."""
         index = self._index
+        if not filter:
+            found: Found = await self._gathered(index, self.mapped(vectors), k, effort, recall, self._found)
+            return found
         return await self.run(
             lambda: self._found(index, index.search(self.mapped(vectors), k, filter, effort=effort, recall=recall))
         )
@@ -146,12 +151,17 @@ class LocalEngine:
     ) -> FoundIds:
         """The k best of all shards: ids and scores."""
 
-        def found() -> FoundIds:
-            index = self._index
-            hits = index.search(self.mapped(vectors), k, filter, effort=effort, recall=recall)
+        def ids(index: Index, hits: Hits) -> FoundIds:
             return FoundIds(hits.scores, index.ids(hits.keys), [], hits.strategies, hits.updates, index.version)
 
-        return await self.run(found)
+        index = self._index
+        if not filter:
+            found: FoundIds = await self._gathered(index, self.mapped(vectors), k, effort, recall, ids)
+            return found
+        # Not in those threads: what passes a filter may have to be read from storage.
+        return await self.run(
+            lambda: ids(index, index.search(self.mapped(vectors), k, filter, effort=effort, recall=recall))
+        )
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of an item; None if there is none."""
@@ -244,9 +254,10 @@ class LocalEngine:
 
     def close(self) -> None:
         """Ends the threads once they have done what they were given; waits for it."""
+        self._gathered.close()
         self._pool.shutdown(wait=True)
         self._index.close()
-        del self._encoder, self._index  # they lie in cycles: the memory would wait for the collector
+        del self._encoder, self._gathered, self._index  # they lie in cycles: the memory would wait for the collector
 
     @property
     def index(self) -> Index:
