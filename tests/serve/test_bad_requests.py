@@ -237,6 +237,9 @@ class Slow:
     async def image(self, item: str) -> bytes | None:
         return None
 
+    def hedged(self) -> dict[str, int]:
+        return {}
+
     async def missing(self) -> list[str]:
         return []
 

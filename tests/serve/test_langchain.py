@@ -1,17 +1,11 @@
-"""LangChain's own standard suites over a listening gateway.
+"""LangChain's own standard suites over a listening gateway."""
 
-The service takes no writes yet. What the vector store needs of them is spelled out by `Writable`: the real gateway
-over an exact engine in memory, with the three routes that the client calls. When the service has those routes, this
-class goes and the suite runs against the service.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from fastapi import FastAPI, Request
 
 pytest.importorskip("langchain_tests", reason="langchain-tests is not installed")
 
@@ -21,14 +15,13 @@ from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests, VectorStoreIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
-from rayemb.models import Model
 from rayemb.serve import ServeConfig, ServeError
 from rayemb.serve.asgi import create_app
 from rayemb.serve.client.langchain import RayembEmbeddings, RayembVectorStore
-from rayemb.serve.engine import Description, Found, FoundIds, Vectors
 from rayemb.serve.local import LocalEngine
 from tests.serve.conftest import World
 from tests.serve.live import listening
+from tests.serve.writable import Collection
 
 # The suites' asynchronous tests, by anyio's plugin.
 pytestmark = pytest.mark.anyio
@@ -110,76 +103,15 @@ def test_writes_to_a_service_that_takes_none_are_an_error(url: str) -> None:
         store.delete()
 
 
-class Writable:
-    """An exact index in memory over a real model, and what the service is to make of writes."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._items: dict[str, tuple[Vectors, dict[str, Any]]] = {}
-
-    def app(self) -> FastAPI:
-        app = create_app(self, ServeConfig())
-        app.add_api_route("/v1/items", self.upsert, methods=["POST"])
-        app.add_api_route("/v1/items/delete", self.delete, methods=["POST"])
-        app.add_api_route("/v1/items/get", self.get, methods=["POST"])
-        return app
-
-    async def upsert(self, request: Request) -> dict[str, Any]:
-        items = (await request.json())["items"]
-        vectors = self._model.embed_texts([item["text"] for item in items])
-        for item, vector in zip(items, vectors, strict=True):
-            self._items[item["id"]] = vector, item["payload"]
-        return {"upserted": len(items)}
-
-    async def delete(self, request: Request) -> dict[str, Any]:
-        ids = (await request.json())["ids"]
-        return {"deleted": sum(self._items.pop(name, None) is not None for name in ids)}
-
-    async def get(self, request: Request) -> dict[str, Any]:
-        ids = (await request.json())["ids"]
-        return {"items": [{"id": name, "payload": self._items[name][1]} for name in ids if name in self._items]}
-
-    def describe(self) -> Description:
-        digest, dim = str(self._model.digest), self._model.dim
-        columns = ["text", "metadata"]
-        return Description("v", digest, 0, dim, "inner_product", "Flat", {}, {}, [], None, [], columns, {}, False)
-
-    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
-        return self._model.embed_texts(list(texts)), 0
-
-    async def embed_images(self, images: Sequence[bytes]) -> Vectors:
-        raise NotImplementedError
-
-    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None = None, **width: Any) -> Found:
-        names = list(self._items)
-        rows = {key: {"id": name, **self._items[name][1]} for key, name in enumerate(names)}
-        x_ND = np.stack([self._items[name][0] for name in names]) if names else np.zeros((0, vectors.shape[1]))
-        scores = (vectors @ x_ND.T).astype(np.float32)
-        keys = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return Found(np.take_along_axis(scores, keys, 1), keys, rows)
-
-    async def search_ids(
-        self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None = None, **width: Any
-    ) -> FoundIds:
-        found = await self.search(vectors, k, filter)
-        return FoundIds(found.scores, pa.array([found.rows[key]["id"] for key in found.keys.reshape(-1).tolist()]))
-
-    async def image(self, item: str) -> bytes | None:
-        return None
-
-    async def missing(self) -> list[str]:
-        return []
-
-
 class TestVectorStore(VectorStoreIntegrationTests):
     @pytest.fixture
-    def vectorstore(self, world: World) -> Iterator[VectorStore]:
-        with listening(Writable(world.model).app()) as url:
+    def vectorstore(self, world: World, tmp_path: Path) -> Iterator[VectorStore]:
+        with listening(Collection(tmp_path, world.model, {"text": "string", "metadata": "string"}).app()) as url:
             yield RayembVectorStore(url, metadata_column="metadata")
 
 
-def test_from_texts(world: World) -> None:
-    with listening(Writable(world.model).app()) as url:
+def test_from_texts(world: World, tmp_path: Path) -> None:
+    with listening(Collection(tmp_path, world.model, {"text": "string", "n": "integer"}).app()) as url:
         store = RayembVectorStore.from_texts(
             ["red star", "blue"], metadatas=[{"n": 1}, {"n": 2}], ids=["a", "b"], url=url
         )
