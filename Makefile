@@ -13,6 +13,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev]"
 # Its losses are an oracle of the tests. With its dependencies comes torchvision, of which there is no CPU build.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps open_clip_torch==3.3.0
+# Its suites; of what it asks for, one package overwrites DeepSpeed's cpuinfo, and the rest is for chat models.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps langchain-tests==1.1.9
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -1,6 +1,6 @@
 """Serve the index, as a Ray job that runs until it is stopped: `ray job submit --no-wait ... -- python jobs/serve.py`.
 
-A cluster that serves for good rather takes `rayemb.serve.deploy:build` by `serve deploy` or a KubeRay RayService.
+A cluster that serves for good rather takes `rayemb.serve:app` by `serve deploy` or a KubeRay RayService.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The command line: `rayemb demo|recipe|data|curate|train|soup|report|evaluate|embed|index|mine|serve|search|...`.
+"""The command line: `rayemb demo|recipe|data|curate|train|soup|report|evaluate|embed|index|mine|serve|collection|...`.
 
 Every stage takes a YAML config and overrides: `rayemb train run.yaml train.steps=100`.
 """
@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from rayemb import __version__
+from rayemb.cli_collection import collection_app
+from rayemb.cli_serve import serve_app
 from rayemb.config import ConfigError, dump, load, schema
 from rayemb.curate import Step
 from rayemb.errors import RayembError
@@ -32,7 +34,9 @@ app = typer.Typer(
     help="Turn your own images and texts into search.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: build one, look at one.")
-index_app = typer.Typer(no_args_is_help=True, help="Indexes: build one, verify one.")
+index_app = typer.Typer(
+    no_args_is_help=True, help="Indexes: plan one, build one, take updates in, verify one, map one."
+)
 config_app = typer.Typer(no_args_is_help=True, help="Configs: the resolved one, and the schema.")
 
 
@@ -53,6 +57,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(curate_app, name="curate")
 app.add_typer(index_app, name="index")
 app.add_typer(config_app, name="config")
+app.add_typer(serve_app, name="serve")
+app.add_typer(collection_app, name="collection")
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -168,10 +174,46 @@ def index_build(args: Args = None) -> None:
     _stage("index", args)
 
 
+@index_app.command("plan")
+def index_plan(
+    args: Args = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Choose the index type for the embeddings under index.plan: bytes, recall and time, measured on a sample."""
+    from dataclasses import asdict
+
+    from rayemb.pipeline.index_plan import show_plan
+
+    # As JSON the table is in nobody's way.
+    plan = show_plan(read_config(args), Console(highlight=False, stderr=as_json))
+    if as_json:
+        typer.echo(json.dumps(asdict(plan), indent=2))
+
+
 @index_app.command("verify")
 def index_verify(args: Args = None) -> None:
     """Check an index: checksums, rows, model, recall against exact search."""
     _stage("verify", args)
+
+
+@index_app.command("compact")
+def index_compact(args: Args = None) -> None:
+    """Take the live updates into the index, as its next version; searches and writes go on meanwhile."""
+    _stage("compact", args)
+
+
+@index_app.command("map")
+def index_map(
+    args: Args = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Lay a sample of the index out in the plane (index.map), for the web page of the service."""
+    from rayemb.pipeline.index_map import make_map
+
+    made = make_map(read_config(args), Console(highlight=False, stderr=as_json))
+    if as_json:
+        about = made.model_dump(mode="json", exclude={"ids", "x", "y", "columns"})
+        typer.echo(json.dumps({**about, "points": len(made.ids), "columns": list(made.columns)}, indent=2))
 
 
 @index_app.command("clusters")
@@ -193,24 +235,20 @@ def tune(args: Args = None) -> None:
 
 
 @app.command()
-def serve(args: Args = None) -> None:
-    """Serve the index over HTTP, with a web page, until Ctrl-C."""
-    from rayemb.pipeline.demo import serve_until_interrupted
-
-    serve_until_interrupted(read_config(args))
-
-
-@app.command()
 def search(
     text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image to look for, alone or with a text.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 10,
     where: Annotated[list[str] | None, typer.Option("--filter", help="Metadata equality, column=value.")] = None,
     url: Annotated[str, typer.Option(help="The running service.")] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="RAYEMB_KEY", help="API key; rather in the environment than in a command line.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Save the hits' pictures in this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
     """Ask a running service."""
-    from rayemb.pipeline.demo import hits_table
+    from rayemb.pipeline.demo import hits_table, save_pictures
     from rayemb.serve import Client
 
     if text is None and image is None:
@@ -221,14 +259,20 @@ def search(
         picture = image.read_bytes() if image else None
     except OSError as error:
         raise RayembError(f"cannot read the image ({error.strerror})", where=f"--image {image}") from error
-    client = Client(url)
+    client = Client(url, key=key)
     chosen = client.parse_filter(dict(item.split("=", 1) for item in where)) if where else None
     answer = client.search(text=text, image=picture, k=k, filter=chosen)
+    paths = save_pictures(client, answer.hits, pictures) if pictures else None
     if as_json:
-        typer.echo(answer.model_dump_json(indent=2))
+        document = answer.model_dump(mode="json")
+        for hit in document["hits"] if paths else []:
+            hit["picture"] = paths.get(hit["id"]) if paths else None
+        typer.echo(json.dumps(document, indent=2))
     else:
         title = f"index {answer.index_version}, model {answer.model_digest[:12]}"
-        Console(highlight=False).print(hits_table(title, answer.hits))
+        if answer.partial:
+            title += f"; partial: {', '.join(answer.missing_shards)} did not answer"
+        Console(highlight=False).print(hits_table(title, answer.hits, paths))
 
 
 @app.command("export")

@@ -1,9 +1,7 @@
 """Building an index with Ray: train once, one task per shard, the manifest last."""
 
 import logging
-import re
 import time
-import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -12,45 +10,36 @@ from typing import Any
 import faiss
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from rayemb import storage
 from rayemb.cluster import require_cpus
-from rayemb.data.embeddings import ID, EmbeddingsTable
+from rayemb.data.embeddings import EmbeddingsTable
 from rayemb.errors import RayembError
-from rayemb.index.config import IndexConfig
+from rayemb.index import lexical_build, plan, tasks
+from rayemb.index.config import AUTO, IndexConfig
 from rayemb.index.errors import IndexArtefactError
-from rayemb.index.faiss_index import (
-    deserialise,
-    make_index,
-    reason,
-    rows_to_train,
-    seed_training,
-    serialise,
-    with_keys,
-)
+from rayemb.index.faiss_index import make_index, rows_to_train
+from rayemb.index.ledger import Ledger, Placed, Terms, Trained, Worded, Written, fingerprint, folders, started
+from rayemb.index.live.log import updates_in
 from rayemb.index.manifest import (
     BuildFigures,
     EmbeddingsRef,
+    File,
     Manifest,
-    Recall,
     ShardFile,
+    Sharding,
+    Words,
     load_manifest,
     publish_manifest,
 )
-from rayemb.index.payload import id_hashes
-from rayemb.index.shard import take_vectors
-from rayemb.index.verify import block_rows, measure_recall
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 # A folder of a build that died is removed after this long; a younger one may belong to a build still running.
 _ABANDONED_AFTER = timedelta(days=1)
-_STAMP = "%Y%m%dT%H%M%S"
-_FOLDER = re.compile(r"^v-(\d{8}T\d{6})-[0-9a-f]{8}$")
 _HEARTBEAT_S = 30.0
-_NAMED = 5
+_PLACED = 1_000_000  # rows that one task finds the cells of
 
 
 def build_index(
@@ -59,48 +48,65 @@ def build_index(
     config: IndexConfig,
     *,
     model_digest: str | None = None,
+    version: int | None = None,
+    compacted: Manifest | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Builds an index over the newest version of an embeddings table, publishes it, and gives its manifest.
+    """Builds an index over an embeddings table, publishes it, and gives its manifest.
 
     Needs a connected Ray. The corpus never passes through this process: tasks read their rows from the table
     and write their shards to `index_uri`, which every node must reach (S3 or a shared folder when there are
     several). An index published there before stays readable until the new manifest replaces it in one atomic
     step; then its files are removed (a reader that has them open keeps them).
 
+    A build that was killed goes on when it is started again with the same table and settings: the quantiser
+    and the shards that are there are kept, and the manifest is the one that it would have been.
+
     Args:
         model_digest: the digest that the table must carry; default: whatever it carries.
+        version: of the table; default: the newest.
+        compacted: the index published there whose rows these are, with its updates: its trained index is used again,
+            and the manifest names it as the origin.
         progress: receives one line per step.
 
     Raises:
         IndexArtefactError: no rows, more shards than rows, too few rows to train, another model, ids that
             occur twice, vectors with NaN. Nothing is published then.
     """
-    started = time.monotonic()
+    started_s = time.monotonic()
     say = progress or logger.info
     if not ray.is_initialized():
         raise IndexArtefactError("not connected to Ray", where="index", fix="call inside `rayemb.cluster.connect()`")
-    embeddings = EmbeddingsTable.open(embeddings_uri)
-    _check(embeddings, config, model_digest)
+    embeddings = EmbeddingsTable.open(embeddings_uri, version)
+    _check_rows(embeddings, config, model_digest)
     require_cpus(1, "building an index")
+    planned = config.factory == AUTO
+    if planned:
+        task = ray.remote(plan.choose).remote(embeddings.uri, embeddings.version, config)
+        (config,) = _gather([task], lambda done: None, say, "planning")
+        say(f"planned: {config.factory}")
+    _check_factory(embeddings, config)
     index_uri = storage.normalise(index_uri)
-    folder = f"v-{datetime.now(UTC).strftime(_STAMP)}-{uuid.uuid4().hex[:8]}"
+    mark = fingerprint(embeddings.uri, embeddings.version, config, str(faiss.__version__))
+    ledger = Ledger.open(index_uri, mark, _folders_of_published(index_uri))
     try:
-        shards, recall, draft = _run(embeddings, index_uri, folder, config, say, started)
-        manifest = draft.model_copy(update={"recall": recall})
-        _check_written(index_uri, shards)
+        manifest = _run(embeddings, ledger, config, compacted, say, started_s)
+        if planned:
+            manifest = _tuned(manifest, config.plan.recall)
         outdated = _folders_of_published(index_uri)
         publish_manifest(index_uri, manifest)
-    except BaseException:
-        if folder not in _folders_of_published(index_uri):  # an interrupt may come just after the publication
-            storage.delete(storage.join(index_uri, folder))
+    except IndexArtefactError:
+        # It would fail again. After any other failure, the files stay for the run that goes on from them.
+        storage.delete(storage.join(index_uri, ledger.folder))
         raise
-    _clean(index_uri, keep=folder, outdated=outdated)
+    ledger.close()
+    _clean(index_uri, keep=ledger.folder, outdated=outdated)
+    recall = manifest.recall
     found = "" if recall is None else f", recall@{recall.k} {recall.recall:.3f}"
-    say(f"index {manifest.version}: {embeddings.rows:,} rows in {len(shards)} shards{found}")
+    say(f"index {manifest.version}: {embeddings.rows:,} rows in {len(manifest.shards)} shards{found}")
     if recall is not None and recall.recall < config.min_recall:
         logger.warning(
-            "recall@%d of index %s is %.3f, below index.min_recall %g: raise index.nprobe",
+            "recall@%d of index %s is %.3f, below index.min_recall %g: raise index.nprobe, ef_search or rerank",
             *(recall.k, manifest.version, recall.recall, config.min_recall),
         )
     return manifest
@@ -108,29 +114,49 @@ def build_index(
 
 def _run(
     embeddings: EmbeddingsTable,
-    index_uri: str,
-    folder: str,
+    ledger: Ledger,
     config: IndexConfig,
+    compacted: Manifest | None,
     say: Progress,
-    started: float,
-) -> tuple[list[ShardFile], Recall | None, Manifest]:
-    """Trains, writes the shards into `folder`, measures; the manifest comes without its recall."""
+    started_s: float,
+) -> Manifest:
+    """Trains, places rows, writes the shards that the ledger lacks, measures."""
     source = (embeddings.uri, embeddings.version)
-    bounds = np.linspace(0, embeddings.rows, config.shards + 1).astype(np.int64).tolist()
-    trained = ray.remote(_train).remote(*source, config)
-    ids = ray.remote(_check_ids).remote(*source)
+    reused = compacted.trained if compacted else None
+    trained = ray.remote(tasks.train).remote(*source, config, ledger, reused)
+    ids = ray.remote(tasks.check_ids).remote(*source)
     _gather([ids, trained], lambda done: None, say, "training and checking ids")
-    sample = min(config.train_rows, embeddings.rows)
-    say(f"{config.factory} ready ({sample:,} rows sampled, {time.monotonic() - started:.1f} s)")
+    quantiser = ledger.read("trained", Trained)
+    if quantiser is None:
+        raise _elsewhere(ledger, "the trained index")
+    sample = 0 if reused else min(config.train_rows, embeddings.rows)
+    how = "trained before" if reused else f"{sample:,} rows sampled"
+    say(f"{config.factory} ready ({how}, {time.monotonic() - started_s:.1f} s)")
+    keys: list[tuple[int, int | File]]
+    routing: tuple[int, ...] = ()
+    if config.by == "rows":
+        bounds = np.linspace(0, embeddings.rows, config.shards + 1).astype(np.int64).tolist()
+        keys = [(stop - start, start) for start, stop in pairwise(bounds)]
+    else:
+        placed = _place(embeddings, ledger, config, trained, quantiser, say)
+        keys, routing = list(zip(placed.rows, placed.keys, strict=True)), placed.cells
 
-    def written(result: ShardFile) -> None:
-        say(f"{result.file.rsplit('/', 1)[-1]}: {result.rows:,} rows, {result.bytes / 1e6:.1f} MB")
+    records = [ledger.read(f"shard-{number:05d}", Written) for number in range(config.shards)]
+    there = {n: each for n, each in enumerate(records) if each is not None and each.trained == quantiser.sha256}
+    if there:
+        say(f"{len(there)} of {config.shards} shards are there from an earlier run")
 
-    tasks = [
-        ray.remote(_build_shard).remote(trained, *source, index_uri, f"{folder}/shard-{i:05d}.faiss", start, stop)
-        for i, (start, stop) in enumerate(pairwise(bounds))
+    def written(done: Written) -> None:
+        say(f"{done.shard.file.rsplit('/', 1)[-1]}: {done.shard.rows:,} rows, {done.shard.bytes / 1e6:.1f} MB")
+
+    todo = [
+        ray.remote(tasks.build_shard).remote(trained, quantiser.sha256, *source, ledger, number, rows, key)
+        for number, (rows, key) in enumerate(keys)
+        if number not in there
     ]
-    shards: list[ShardFile] = _gather(tasks, written, say, "writing shards")
+    made = iter(_gather(todo, written, say, "writing shards"))
+    shards = tuple((there[n] if n in there else next(made)).shard for n in range(config.shards))
+    words = _write_words(source, ledger, config.words, quantiser, shards, say) if config.words else None
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model_digest=embeddings.model_digest,
@@ -138,22 +164,88 @@ def _run(
         metric=config.metric,
         dim=embeddings.dim,
         factory=config.factory,
-        nprobe=config.nprobe,
-        ef_search=config.ef_search,
-        shards=tuple(shards),
+        prefix=config.prefix,
+        effort=config.effort,
+        updates=updates_in(embeddings),
+        origin=(compacted.origin or compacted.version) if compacted else None,
+        sharding=Sharding(by=config.by, cells=routing),
+        trained=File(**quantiser.model_dump()),
+        shards=shards,
+        words=words,
         build=BuildFigures(
-            seconds=round(time.monotonic() - started, 3), train_rows=sample, faiss=str(faiss.__version__)
+            seconds=round(time.monotonic() - started_s, 3),
+            train_rows=sample,
+            seed=config.seed,
+            faiss=str(faiss.__version__),
         ),
     )
-    recall: Recall | None = None
-    if config.recall_queries:
-        task = ray.remote(_recall).remote(index_uri, manifest, config)
-        (recall,) = _gather([task], lambda done: None, say, "measuring recall")
-    return shards, recall, manifest
+    _check_written(ledger, manifest)
+    if not config.recall_queries:
+        return manifest
+    task = ray.remote(tasks.recall).remote(ledger.index_uri, manifest, config)
+    ((recall, curve),) = _gather([task], lambda done: None, say, "measuring recall")
+    return manifest.model_copy(update={"recall": recall, "curve": curve})
 
 
-def _check(embeddings: EmbeddingsTable, config: IndexConfig, model_digest: str | None) -> None:
+def _tuned(manifest: Manifest, recall: float) -> Manifest:
+    """`manifest` with the cheapest effort that reaches `recall`, now that all rows are there to measure with."""
+    point = next((each for each in manifest.curve if each.recall >= recall), None)
+    if point is None or manifest.recall is None:
+        return manifest
+    measured = manifest.recall.model_copy(update={"recall": point.recall})
+    return manifest.model_copy(update={"effort": point.effort, "recall": measured})
+
+
+def _place(
+    embeddings: EmbeddingsTable, ledger: Ledger, config: IndexConfig, trained: Any, quantiser: Trained, say: Progress
+) -> Placed:
+    earlier = ledger.read("placed", Placed)
+    if earlier is not None and earlier.trained == quantiser.sha256:
+        return earlier
+    source = (embeddings.uri, embeddings.version)
+    guide = trained if config.by == "cell" else None
+    parts = [
+        ray.remote(tasks.cells).remote(guide, *source, low, min(low + _PLACED, embeddings.rows), config.shards)
+        for low in range(0, embeddings.rows, _PLACED)
+    ]
+    _wait(parts, say, "placing rows")
+    task = ray.remote(tasks.place).remote(guide, quantiser.sha256, config.shards, ledger, *parts)
+    placed: Placed = _gather([task], lambda done: None, say, "writing keys")[0]
+    return placed
+
+
+def _write_words(
+    source: tuple[str, int],
+    ledger: Ledger,
+    column: str,
+    quantiser: Trained,
+    shards: tuple[ShardFile, ...],
+    say: Progress,
+) -> Words:
+    """The words of the shards' rows; those that the ledger has are kept."""
+    records = [ledger.read(f"words-{number:05d}", Worded) for number in range(len(shards))]
+    there = {n: each for n, each in enumerate(records) if each is not None and each.trained == quantiser.sha256}
+    todo = [
+        ray.remote(lexical_build.write_words).remote(quantiser.sha256, *source, column, ledger, number, shard)
+        for number, shard in enumerate(shards)
+        if number not in there
+    ]
+    made = iter(_gather(todo, lambda done: None, say, "writing words"))
+    files = [(there[n] if n in there else next(made)).file for n in range(len(shards))]
+    terms = None if todo else ledger.read("terms", Terms)
+    if terms is None:
+        task = ray.remote(lexical_build.write_terms).remote(ledger, *files)
+        (terms,) = _gather([task], lambda done: None, say, "counting words")
+        assert isinstance(terms, Terms)
+    say(f"words of {column}: {terms.length:,}")
+    named = File(**terms.model_dump(exclude={"length"}))
+    return Words(column=column, length=terms.length, terms=named, shards=tuple(files))
+
+
+def _check_rows(embeddings: EmbeddingsTable, config: IndexConfig, model_digest: str | None) -> None:
     """What can be known to fail before any work is done."""
+    if config.words is not None:
+        lexical_build.check_words(embeddings, config.words)
     if model_digest is not None and embeddings.model_digest != model_digest:
         raise IndexArtefactError(
             f"the embeddings are of model {embeddings.model_digest[:12]}, not of {model_digest[:12]}",
@@ -168,8 +260,12 @@ def _check(embeddings: EmbeddingsTable, config: IndexConfig, model_digest: str |
             where="index.shards",
             fix="ask for fewer shards",
         )
+
+
+def _check_factory(embeddings: EmbeddingsTable, config: IndexConfig) -> None:
+    """What of the type can be known to fail before any work is done."""
     try:
-        needed = rows_to_train(make_index(embeddings.dim, config.factory))
+        needed = rows_to_train(make_index(embeddings.dim, config.factory, config.prefix))
     except ValueError as error:
         raise IndexArtefactError(
             f"{error} for vectors of {embeddings.dim} dimensions",
@@ -190,107 +286,21 @@ def _check(embeddings: EmbeddingsTable, config: IndexConfig, model_digest: str |
         )
 
 
-# -- tasks: each runs in a worker of its own, may be retried, and gives the same result again ----------
-
-
-def _train(uri: str, version: int, config: IndexConfig) -> NDArray[np.uint8]:
-    """The trained index without rows, as bytes; it lies in the object store once for all shards."""
-    embeddings = EmbeddingsTable.open(uri, version)
-    index = make_index(embeddings.dim, config.factory)
-    seed_training(index, config.seed)
-    if not index.is_trained:
-        sample = min(config.train_rows, embeddings.rows)
-        offsets = np.sort(np.random.default_rng(config.seed).choice(embeddings.rows, sample, replace=False))
-        vectors = take_vectors(embeddings, offsets)
-        _check_finite(vectors, offsets, uri)
-        try:
-            index.train(vectors)
-        except RuntimeError as error:
-            raise IndexArtefactError(
-                f"FAISS cannot train {config.factory} on {sample} rows: {reason(error)}",
-                where="index.factory",
-                fix="choose another type, or raise index.train_rows",
-            ) from error
-    return serialise(with_keys(index))
-
-
-def _check_ids(uri: str, version: int) -> None:
-    """Raises IndexArtefactError naming ids that occur more than once. Memory: 8 bytes a row and one batch."""
-    dataset = EmbeddingsTable.open(uri, version).dataset
-    hashes = np.sort(id_hashes(batch.column(0) for batch in dataset.to_batches(columns=[ID])))
-    suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    if not len(suspects):
-        return
-    wanted, counts = set(suspects.tolist()), dict[str, int]()
-    for batch in dataset.to_batches(columns=[ID]):
-        for row_id in batch.column(0).to_pylist():
-            if hash(row_id) in wanted:
-                counts[row_id] = counts.get(row_id, 0) + 1
-    repeated = [row_id for row_id, count in counts.items() if count > 1]  # two ids may share a hash
-    if repeated:
-        more = f" and {len(repeated) - _NAMED} more" if len(repeated) > _NAMED else ""
-        raise IndexArtefactError(
-            f"ids occur more than once: {', '.join(map(repr, repeated[:_NAMED]))}{more}",
-            where=uri,
-            fix="give every row of the corpus its own id and embed it again",
-        )
-
-
-def _build_shard(
-    trained: NDArray[np.uint8], uri: str, version: int, index_uri: str, file: str, start: int, stop: int
-) -> ShardFile:
-    """Writes the shard of rows `start .. stop-1`. Memory: twice the shard, and one block."""
-    embeddings = EmbeddingsTable.open(uri, version)
-    index = deserialise(trained)
-    step = block_rows(embeddings.dim)
-    for low in range(start, stop, step):
-        high = min(low + step, stop)
-        vectors, keys = embeddings.vectors(low, high), np.arange(low, high, dtype=np.int64)
-        _check_finite(vectors, keys, uri)
-        try:
-            index.add_with_ids(np.ascontiguousarray(vectors), keys)
-        except RuntimeError as error:  # NSG, for one, takes all its rows in one call
-            raise IndexArtefactError(
-                f"FAISS cannot add {stop - start} rows in blocks of {step}: {reason(error)}",
-                where="index.factory",
-                fix="choose another type",
-            ) from error
-    data: Any = serialise(index).data  # a view: bytes() would hold the shard a third time
-    storage.write_bytes(storage.join(index_uri, file), data)
-    digest = storage.sha256_bytes(data)
-    return ShardFile(file=file, start=start, stop=stop, rows=stop - start, bytes=len(data), sha256=digest)
-
-
-def _recall(index_uri: str, manifest: Manifest, config: IndexConfig) -> Recall:
-    return measure_recall(index_uri, manifest, k=config.recall_k, queries=config.recall_queries, seed=config.seed)
-
-
-def _check_finite(vectors: NDArray[np.float32], offsets: NDArray[np.int64], uri: str) -> None:
-    bad = offsets[~np.isfinite(vectors).all(axis=1)]
-    if len(bad):
-        named = ", ".join(map(str, bad[:_NAMED].tolist()))
-        raise IndexArtefactError(
-            f"vectors hold NaN or infinity in {len(bad)} rows ({named}, ...)",
-            where=uri,
-            fix="embed these rows again",
-        )
-
-
 # -- around the tasks ----------------------------------------------------------------------------------
 
 
-def _gather(tasks: list[Any], done: Callable[[Any], None], say: Progress, what: str) -> list[Any]:
-    """The results of `tasks` in order; the first failure cancels the rest and is raised as the task did."""
+def _wait(tasks: list[Any], say: Progress, what: str, done: Callable[[Any], None] | None = None) -> None:
+    """Until `tasks` are through; the first failure cancels the rest and is raised as the task did."""
     pending = list(tasks)
     try:
         while pending:
-            ready, pending = ray.wait(pending, num_returns=1, timeout=_HEARTBEAT_S)
+            ready, pending = ray.wait(pending, num_returns=1, timeout=_HEARTBEAT_S, fetch_local=done is not None)
             for task in ready:
-                done(ray.get(task))
+                if done is not None:
+                    done(ray.get(task))
             if not ready:
                 free = ray.available_resources().get("CPU", 0.0)
                 say(f"{what}: {len(pending)} of {len(tasks)} tasks to go ({free:g} CPUs free)")
-        return list(ray.get(tasks))
     except BaseException as error:
         for task in pending:
             ray.cancel(task)
@@ -303,14 +313,24 @@ def _gather(tasks: list[Any], done: Callable[[Any], None], say: Progress, what: 
         raise
 
 
-def _check_written(index_uri: str, shards: list[ShardFile]) -> None:
-    missing = [shard.file for shard in shards if not storage.exists(storage.join(index_uri, shard.file))]
-    if missing:
-        raise IndexArtefactError(
-            f"{missing[0]} was written on another machine or has been removed",
-            where=index_uri,
-            fix="use S3 or a folder that all nodes share",
-        )
+def _gather(tasks: list[Any], done: Callable[[Any], None], say: Progress, what: str) -> list[Any]:
+    """The results of `tasks`, in order, after `_wait`."""
+    _wait(tasks, say, what, done)
+    return list(ray.get(tasks))
+
+
+def _check_written(ledger: Ledger, manifest: Manifest) -> None:
+    for file in manifest.files:
+        if not storage.exists(storage.join(ledger.index_uri, file.file)):
+            raise _elsewhere(ledger, file.file)
+
+
+def _elsewhere(ledger: Ledger, what: str) -> IndexArtefactError:
+    return IndexArtefactError(
+        f"{what} was written on another machine or has been removed",
+        where=ledger.index_uri,
+        fix="use S3 or a folder that all nodes share",
+    )
 
 
 def _folders_of_published(index_uri: str) -> set[str]:
@@ -322,14 +342,9 @@ def _folders_of_published(index_uri: str) -> set[str]:
 
 def _clean(index_uri: str, keep: str, outdated: set[str]) -> None:
     """Removes the files that the last manifest named, and those of builds that died long ago."""
-    prefix = storage.normalise(index_uri) + "/"
     now = datetime.now(UTC)
-    for folder in {uri.removeprefix(prefix).split("/")[0] for uri in storage.list_files(index_uri, ".faiss")} - {keep}:
-        stamp = _FOLDER.match(folder)
-        if stamp is None:
-            continue  # not ours
-        age = now - datetime.strptime(stamp.group(1), _STAMP).replace(tzinfo=UTC)
-        if folder in outdated or age > _ABANDONED_AFTER:
+    for folder in folders(index_uri):
+        if folder != keep and (folder in outdated or now - started(folder) > _ABANDONED_AFTER):
             try:
                 storage.delete(storage.join(index_uri, folder))
             except OSError as error:

@@ -13,3 +13,11 @@ class QueryError(RayembError):
 
 class FilterError(QueryError):
     """A filter on a field that does not exist, or a value of another type; `where` is `filter.<field>`."""
+
+
+class UpdateError(QueryError):
+    """An update that cannot be taken: an id, a vector or a payload that is wrong; `where` as `items[3].vector`."""
+
+
+class UpdatesFullError(RayembError):
+    """More updates than a reader may hold: compact them into the index first."""

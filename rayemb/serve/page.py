@@ -18,8 +18,11 @@ _MAGIC = (
 )
 
 
+_INCLUDE = re.compile(r"/\* include ([a-z]+\.(?:css|js)) \*/")
+
+
 async def page() -> Response:
-    """The search page: one file, nothing from another server."""
+    """The search page: one answer with its styles and scripts in it, nothing from another server."""
     html, policy = _page()
     return Response(
         html, media_type="text/html", headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
@@ -28,7 +31,7 @@ async def page() -> Response:
 
 @cache
 def _page() -> tuple[bytes, str]:
-    html = resources.files("rayemb.serve").joinpath("static/index.html").read_text(encoding="utf-8")
+    html = _INCLUDE.sub(lambda found: _static(found[1]), _static("index.html"))
     # By hash: these very scripts and styles may run, an injected one may not.
     scripts, styles = _hashes(html, "script"), _hashes(html, "style")
     policy = (
@@ -36,6 +39,10 @@ def _page() -> tuple[bytes, str]:
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html.encode(), policy
+
+
+def _static(name: str) -> str:
+    return resources.files("rayemb.serve").joinpath(f"static/{name}").read_text(encoding="utf-8")
 
 
 def _hashes(html: str, tag: str) -> str:

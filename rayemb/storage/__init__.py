@@ -16,6 +16,7 @@ from rayemb.storage.uri import (
     read_json,
     write_bytes,
     write_json,
+    writing,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "storage_error",
     "write_bytes",
     "write_json",
+    "writing",
 ]

@@ -127,6 +127,31 @@ def write_bytes(uri: str, data: bytes) -> None:
             raise
 
 
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[str]:
+    """A local path to write a file of any size at, without holding it; at the end it becomes the file at `uri`.
+
+    In one atomic step, as `write_bytes`; nothing is left behind if the body raises. Raises StorageError.
+    """
+    fs, path = filesystem(uri)
+    local = isinstance(fs, pafs.LocalFileSystem)
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder if local else tempfile.gettempdir(), f"{name}.{uuid.uuid4().hex}.tmp")
+    with _named(uri, "write"):
+        os.makedirs(os.path.dirname(temporary), exist_ok=True)
+    try:
+        yield temporary
+        with _named(uri, "write"):
+            if local:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            else:
+                pafs.copy_files(temporary, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
 def read_json(uri: str) -> Any:
     """The JSON document at `uri`. Raises StorageError if it is missing or is not JSON."""
     try:

@@ -65,7 +65,10 @@ CONTAINER = _object(
         "resources": RESOURCES,
         "livenessProbe": PROBE,
     },
-    {"ports": _list(_object({"name": STRING, "containerPort": PORT}))},
+    {
+        "ports": _list(_object({"name": STRING, "containerPort": PORT})),
+        "env": _list(_object({"name": STRING, "value": STRING})),
+    },
 )
 SPREAD = _object(
     {
@@ -275,6 +278,7 @@ def test_serve_config(documents: dict[str, dict[str, Any]]) -> None:
     served = from_mapping(ServeArguments, application.args).serve
     assert served.topology == "spread"
     group = documents["rayservice"]["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    assert served.keys
     # The comment in the manifest: four shards fit into the pods that are always there.
     assert served.cpus_needed(4) <= group["minReplicas"] * int(_limits(group)["cpu"])
 

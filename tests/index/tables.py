@@ -1,6 +1,7 @@
 """Synthetic embeddings tables, and the naive answers to search them by."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayemb.data.embeddings import ID, IMAGE, VECTOR, embeddings_schema
+from rayemb.data.embeddings import ID, IMAGE, VECTOR, EmbeddingsTable, embeddings_schema
+from rayemb.index import IndexConfig, Manifest, lexical_build, tasks
+from rayemb.index.ledger import Ledger, Trained
+from rayemb.index.manifest import BuildFigures, EmbeddingsRef, File, Sharding, Words, publish_manifest
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -51,6 +55,58 @@ def write_table(
     schema = embeddings_schema(fields, dim, digest, images=images is not None)
     lance.write_dataset(pa.table({**data, **columns}, schema=schema), str(folder), mode=mode)
     return str(folder)
+
+
+def build_here(embeddings: str, index: Path | str, config: IndexConfig) -> Manifest:
+    """What `build_index` publishes, by the same tasks one after another in this process: no cluster needed."""
+    table, uri = EmbeddingsTable.open(embeddings), str(index)
+    ledger = Ledger(uri, "v-20260101T000000-00000000")
+    source = (table.uri, table.version)
+    trained = tasks.train(*source, config, ledger)
+    quantiser = ledger.read("trained", Trained)
+    assert quantiser is not None
+    keys: list[tuple[int, Any]]
+    cells: tuple[int, ...] = ()
+    if config.by == "rows":
+        bounds = np.linspace(0, table.rows, config.shards + 1).astype(int).tolist()
+        keys = [(stop - start, start) for start, stop in pairwise(bounds)]
+    else:
+        guide = trained if config.by == "cell" else None
+        middle = table.rows // 2
+        parts = [
+            tasks.cells(guide, *source, low, high, config.shards) for low, high in ((0, middle), (middle, table.rows))
+        ]
+        placed = tasks.place(guide, quantiser.sha256, config.shards, ledger, *parts)
+        keys, cells = list(zip(placed.rows, placed.keys, strict=True)), placed.cells
+    shards = [
+        tasks.build_shard(trained, quantiser.sha256, *source, ledger, number, rows, key).shard
+        for number, (rows, key) in enumerate(keys)
+    ]
+    words = None
+    if config.words is not None:
+        files = [
+            lexical_build.write_words(quantiser.sha256, *source, config.words, ledger, number, shard).file
+            for number, shard in enumerate(shards)
+        ]
+        terms = lexical_build.write_terms(ledger, *files)
+        named = File(**terms.model_dump(exclude={"length"}))
+        words = Words(column=config.words, length=terms.length, terms=named, shards=tuple(files))
+    manifest = Manifest(
+        created="2026-01-01T00:00:00+00:00",
+        model_digest=table.model_digest,
+        embeddings=EmbeddingsRef(uri=table.uri, version=table.version, rows=table.rows),
+        metric="inner_product",
+        dim=table.dim,
+        factory=config.factory,
+        prefix=config.prefix,
+        effort=config.effort,
+        sharding=Sharding(by=config.by, cells=cells),
+        trained=File(**quantiser.model_dump()),
+        shards=tuple(shards),
+        words=words,
+        build=BuildFigures(seconds=0, train_rows=0, faiss=""),
+    )
+    return publish_manifest(uri, manifest)
 
 
 def naive_search(

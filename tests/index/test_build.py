@@ -1,5 +1,10 @@
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +15,30 @@ import pytest
 
 from rayemb import storage
 from rayemb.data.embeddings import EmbeddingsTable
-from rayemb.index import Index, IndexArtefactError, IndexConfig, build_index, load_manifest
+from rayemb.index import (
+    Effort,
+    Index,
+    IndexArtefactError,
+    IndexConfig,
+    Manifest,
+    build_index,
+    lexical_build,
+    load_manifest,
+    tasks,
+    verify_index,
+)
 from rayemb.index import build as build_module
+from rayemb.index.ledger import Ledger, Written, fingerprint
+from rayemb.index.manifest import ShardFile
 
 from .tables import DIGEST, exact_vectors, naive_search, random_vectors, write_table
 
 FLAT = IndexConfig(factory="Flat", recall_queries=0)
+
+
+def _whole(manifest: Manifest) -> list[str]:
+    """All files of an index."""
+    return sorted(["manifest.json", *(file.file for file in manifest.files)])
 
 
 def _files(uri: str) -> list[str]:
@@ -76,7 +99,7 @@ def test_a_shard_is_a_file_that_faiss_reads_alone(ray_cluster: str, tmp_path: Pa
     assert manifest.recall is None
     assert manifest.build.faiss == faiss.__version__
     found = faiss.read_index(storage.join(uri, manifest.shards[1].file)).search(vectors[60:61], 1)[1]
-    assert found.tolist() == [[60]]
+    assert found.tolist() == [[60 - 45]]
     assert any(line.startswith("shard-00001.faiss: 45 rows") for line in lines)
     assert lines[-1].startswith(f"index {manifest.version}: 90 rows in 2 shards")
 
@@ -108,6 +131,7 @@ def test_keys_are_offsets_also_after_deletions_and_appends(ray_cluster: str, tmp
         ),
         (50, {"factory": "PQ4"}, "index.factory", "at least 256 rows"),
         (90, {"factory": "IVF64,Flat", "train_rows": 40}, "index.train_rows", "the sample has 40"),
+        (90, {"words": "title"}, "index.words", "no text column 'title'.*texts: none"),
         (50, {"factory": "PQ5x4"}, "index.factory", "16 dimensions"),
     ],
 )
@@ -162,10 +186,10 @@ def test_a_rebuild_takes_over_in_one_step(ray_cluster: str, tmp_path: Path, monk
     vectors = random_vectors(60, seed=5)
     write_table(tmp_path / "e", vectors)
     new = build_index(embeddings, uri, FLAT)
-    old_files, new_files = [s.file for s in old.shards], [s.file for s in new.shards]
-    assert seen == [sorted(["manifest.json", *old_files, *new_files])]
-    assert _files(uri) == sorted(["manifest.json", *new_files])
-    assert not set(old_files) & set(new_files)
+    assert {*_whole(old), *_whole(new)} < set(seen[0])
+    assert all("/ledger/" in file for file in {*seen[0]} - {*_whole(old), *_whole(new)})
+    assert _files(uri) == _whole(new)
+    assert set(_whole(old)) & set(_whole(new)) == {"manifest.json"}
     # A reader that was open goes on with the version that it opened.
     assert reader.search(random_vectors(60), 1).keys[:, 0].tolist() == list(range(60))
     with Index.open(uri) as index:
@@ -181,52 +205,171 @@ def test_a_build_that_fails_halfway_leaves_the_old_index(ray_cluster: str, tmp_p
     write_table(tmp_path / "e", spoilt)
     with pytest.raises(IndexArtefactError, match=r"NaN or infinity in 1 rows \(45"):
         build_index(embeddings, uri, FLAT)
-    assert _files(uri) == sorted(["manifest.json", *(shard.file for shard in old.shards)])
+    assert _files(uri) == _whole(old)
     with Index.open(uri) as index:
         assert index.version == old.version
         assert index.search(vectors, 1).keys[:, 0].tolist() == list(range(60))
 
 
-def test_a_builder_that_dies_before_publishing_leaves_the_old_index(
-    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("settings", [{}, {"by": "hash"}, {"by": "cell", "factory": "IVF4,Flat", "train_rows": 100}])
+def test_a_build_that_was_interrupted_goes_on_with_what_is_missing(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
-    embeddings, uri = write_table(tmp_path / "e", random_vectors(60)), str(tmp_path / "i")
-    old = build_index(embeddings, uri, FLAT)
+    vectors = random_vectors(160)
+    embeddings, uri = write_table(tmp_path / "e", vectors), str(tmp_path / "i")
+    config = IndexConfig(**{"factory": "Flat", "recall_queries": 0, "shards": 4, **settings})
+    undisturbed = build_index(embeddings, str(tmp_path / "other"), config)
+    old = build_index(write_table(tmp_path / "old", random_vectors(60)), uri, FLAT)
+    build_shard = tasks.build_shard
+
+    def failing(*arguments: Any) -> Any:
+        if arguments[5] == 2:
+            for _ in range(600):  # the others get through
+                if len(list(Path(uri).glob("v-*/ledger/shard-*.json"))) == 3:
+                    break
+                time.sleep(0.1)
+            raise OSError(28, "No space left on device")
+        return build_shard(*arguments)
+
     with monkeypatch.context() as patch:
-        # No exception handler runs when a process is killed: its files stay.
-        patch.setattr(build_module, "publish_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr(build_module.storage, "delete", lambda _: None)
-        with pytest.raises(KeyboardInterrupt):
-            build_index(embeddings, uri, FLAT)
-    assert len(_files(uri)) == 5
+        patch.setattr(tasks, "build_shard", failing)
+        with pytest.raises(OSError, match="No space left"):
+            build_index(embeddings, uri, config)
     assert load_manifest(uri).version == old.version
     Index.open(uri).close()
-    # A later build leaves young leftovers alone (a build may be running beside it) and clears old ones.
-    (name,) = {f.split("/")[0] for f in _files(uri)} - {"manifest.json", old.shards[0].file.split("/")[0]}
-    leftover = Path(uri, name)
-    build_index(embeddings, uri, FLAT)
-    assert leftover.exists()
-    leftover.rename(leftover.with_name("v-20200101T000000-" + leftover.name[-8:]))
+    there = {file: Path(file).stat().st_ino for file in storage.list_files(uri) if "shard-" in file}
+    lines: list[str] = []
+    new = build_index(embeddings, uri, config, progress=lines.append)
+    assert "3 of 4 shards are there from an earlier run" in lines
+    assert len([line for line in lines if line.startswith("shard-")]) == 1
+    now = {file: Path(file).stat().st_ino for file in storage.list_files(uri) if "shard-" in file}
+    kept = [file for file in there if file.endswith((".faiss", ".keys")) and old.trained.file.split("/")[0] not in file]
+    assert len(kept) == 3 + 4 * (config.by != "rows")
+    assert all(now[file] == there[file] for file in kept)
+    # The manifest is that of a build which nothing happened to, but for when and where.
+    apart = {"created", "build"}
+    a, b = new.model_dump_json(exclude=apart), undisturbed.model_dump_json(exclude=apart)
+    assert re.sub(r"v-\d{8}T\d{6}", "", a) == re.sub(r"v-\d{8}T\d{6}", "", b)
+    assert not any("ledger" in file for file in _files(uri))
+    with Index.open(uri) as index:
+        assert index.search(vectors, 1, effort=Effort(nprobe=4)).keys[:, 0].tolist() == list(range(160))
+
+
+@pytest.mark.parametrize("by", ["rows", "hash"])
+def test_words_are_built_with_the_index_and_go_on_after_an_interruption(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: Any
+) -> None:
+    texts = [f"Number {row % 7}, g{row}" for row in range(90)]
+    embeddings, uri = write_table(tmp_path / "e", random_vectors(90), {"text": texts}), str(tmp_path / "i")
+    config = IndexConfig(factory="Flat", shards=3, by=by, words="text", recall_queries=0)
+    write_words = lexical_build.write_words
+
+    def failing(*arguments: Any) -> Any:
+        if arguments[5] == 1:
+            for _ in range(600):  # the others get through
+                if len(list(Path(uri).glob("v-*/ledger/words-*.json"))) == 2:
+                    break
+                time.sleep(0.1)
+            raise OSError(28, "No space left on device")
+        return write_words(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lexical_build, "write_words", failing)
+        with pytest.raises(OSError, match="No space left"):
+            build_index(embeddings, uri, config)
+    there = {file: Path(file).stat().st_ino for file in storage.list_files(uri, ".arrow")}
+    assert len(there) == 2
+    manifest = build_index(embeddings, uri, config)
+    assert {file: Path(file).stat().st_ino for file in there} == there
+    assert _files(uri) == _whole(manifest)
+    assert manifest.words is not None
+    assert (manifest.words.column, manifest.words.length) == ("text", 180 + 90)
+    with Index.open(uri) as index:
+        assert sorted(index.words("number of G5, g7", 2).keys[0].tolist()) == [5, 7]
+        assert sorted(index.words("3", 30).keys[0].tolist())[-13:] == list(range(3, 90, 7))
+    damaged = Path(uri, manifest.words.shards[1].file)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert "words-00001.arrow: the checksum differs" in verify_index(uri).problems[0]
+    with pytest.raises(IndexArtefactError, match="checksum differs"):
+        Index.open(uri)
+
+
+def test_leftovers_are_kept_for_a_day_and_others_files_for_ever(ray_cluster: str, tmp_path: Path) -> None:
+    embeddings, uri = write_table(tmp_path / "e", random_vectors(60)), str(tmp_path / "i")
+    young = Path(uri, f"v-{datetime.now(UTC):%Y%m%dT%H%M%S}-00000000", "trained.faiss")
+    old = Path(uri, "v-20200101T000000-00000000", "shard-00000.faiss")
     foreign = Path(uri, "mine", "x.faiss")
-    foreign.parent.mkdir()
-    foreign.write_bytes(b"")
-    new = build_index(embeddings, uri, FLAT)
-    assert _files(uri) == sorted(["manifest.json", "mine/x.faiss", *(shard.file for shard in new.shards)])
+    for path in (young, old, foreign):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    manifest = build_index(embeddings, uri, FLAT)
+    left = {str(path.relative_to(uri)) for path in (young, foreign)}
+    assert set(_files(uri)) == {*_whole(manifest), *left}
+
+
+def test_shards_of_another_quantiser_are_written_again(ray_cluster: str, tmp_path: Path) -> None:
+    embeddings, uri = write_table(tmp_path / "e", random_vectors(300)), str(tmp_path / "i")
+    config = IndexConfig(factory="IVF4,Flat", recall_queries=0)
+    table = EmbeddingsTable.open(embeddings)
+    mark = fingerprint(table.uri, table.version, config, faiss.__version__)
+    ledger = Ledger.open(uri, mark, set())
+    ledger.write(
+        "shard-00000", Written(trained="0" * 64, shard=ShardFile(file="x", bytes=0, sha256="", rows=0, start=0))
+    )
+    Path(uri, "x").write_bytes(b"")
+    manifest = build_index(embeddings, uri, config)
+    assert [shard.rows for shard in manifest.shards] == [150, 150]
 
 
 def test_a_killed_worker_is_replaced(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, marker = random_vectors(60), str(tmp_path / "killed")
-    build_shard = build_module._build_shard
+    build_shard = tasks.build_shard
 
     def fragile(*arguments: Any) -> Any:
-        if arguments[-2] > 0 and not os.path.exists(marker):
+        if arguments[5] > 0 and not os.path.exists(marker):
             with open(marker, "w"):
                 pass
             os.kill(os.getpid(), signal.SIGKILL)
         return build_shard(*arguments)
 
-    monkeypatch.setattr(build_module, "_build_shard", fragile)
+    monkeypatch.setattr(tasks, "build_shard", fragile)
     build_index(write_table(tmp_path / "e", vectors), str(tmp_path / "i"), FLAT)
     assert os.path.exists(marker)
     with Index.open(str(tmp_path / "i")) as index:
         assert index.search(vectors, 1).keys[:, 0].tolist() == list(range(60))
+
+
+MEMORY = """
+import ctypes, sys
+from pathlib import Path
+from rayemb.data.embeddings import EmbeddingsTable
+from rayemb.index import IndexConfig, tasks
+from rayemb.index.ledger import Ledger
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+uri, index, factory = sys.argv[1:]
+table = EmbeddingsTable.open(uri)
+version, rows = table.version, table.rows
+ledger = Ledger(index, "v-20260101T000000-00000000")
+trained = tasks.train(uri, version, IndexConfig(factory=factory, train_rows=2000), ledger)
+ctypes.CDLL(None).malloc_trim(0)
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+written = tasks.build_shard(trained, "", uri, version, ledger, 0, rows, 0)
+print(written.shard.bytes, status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_shard_is_built_in_little_more_than_its_size(tmp_path: Path) -> None:
+    embeddings = write_table(tmp_path / "e", random_vectors(250_000, 64))
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for factory in ("Flat", "IVF64,Flat"):
+        command = [sys.executable, "-c", MEMORY, embeddings, str(tmp_path / factory), factory]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=alone)
+        size, peak = map(int, done.stdout.split()[-2:])
+        assert size > 250_000 * 64 * 4
+        assert peak < 1.3 * size + (80 << 20)  # blocks of 8 MiB in Lance, Arrow and FAISS

@@ -6,13 +6,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rayemb import storage
-from rayemb.index import Index, IndexArtefactError, IndexConfig, QueryError, build_index, load_manifest
+from rayemb.index import Effort, Index, IndexArtefactError, IndexConfig, QueryError, build_index, load_manifest
 from rayemb.index import searcher as searcher_module
 
 from .conftest import ROWS, Built, payload_of
-from .tables import DIGEST, exact_vectors, naive_search, write_table
+from .tables import DIGEST, build_here, exact_vectors, naive_search, write_table
+
+
+@pytest.fixture(scope="module", params=["rows", "hash"])
+def opened(request: pytest.FixtureRequest, flat: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    uri = flat.uri
+    if request.param == "hash":
+        uri = str(tmp_path_factory.mktemp("hashed"))
+        build_here(flat.embeddings, uri, IndexConfig(factory="Flat", shards=3, by="hash"))
+    with Index.open(uri) as index:
+        yield index
 
 
 def test_three_shards_answer_as_a_naive_search_of_all_rows(flat: Built) -> None:
@@ -43,6 +55,17 @@ def test_more_than_there_is_comes_padded(flat: Built) -> None:
     assert np.isneginf(hits.scores[0, ROWS:]).all()
 
 
+def test_a_search_takes_an_effort_or_the_recall_it_should_reach(flat: Built) -> None:
+    with Index.open(flat.uri) as index:
+        expected = index.search(flat.vectors[:5], 3).keys.tolist()
+        assert index.search(flat.vectors[:5], 3, effort=Effort(1, 1, 1)).keys.tolist() == expected
+        assert index.search(flat.vectors[:5], 3, recall=1.0).keys.tolist() == expected
+        with pytest.raises(QueryError, match="not both"):
+            index.search(flat.vectors[:5], 3, effort=Effort(), recall=0.5)
+        with pytest.raises(QueryError, match="the best is 1"):
+            index.search(flat.vectors[:5], 3, recall=1.1)
+
+
 def test_payloads_come_in_the_order_of_the_keys(flat: Built) -> None:
     with Index.open(flat.uri) as index:
         keys = np.array([999, 0, 333, 332, 333])
@@ -52,6 +75,12 @@ def test_payloads_come_in_the_order_of_the_keys(flat: Built) -> None:
         for wrong in (-1, ROWS):
             with pytest.raises(QueryError, match=f"no row {wrong}"):
                 index.payload([wrong])
+
+
+@given(st.lists(st.integers(-1, ROWS - 1), max_size=40))
+def test_ids_are_those_of_the_keys(opened: Index, keys: list[int]) -> None:
+    found = opened.ids(np.array(keys, np.int64).reshape(1, -1))
+    assert found.to_pylist() == [None if key < 0 else f"item-{key}" for key in keys]
 
 
 def test_images_and_keys_are_found_by_id(flat: Built) -> None:
@@ -140,7 +169,7 @@ def test_an_index_is_built_and_opened_on_s3(
     build_index(flat.embeddings, uri, config)
     manifest = build_index(flat.embeddings, uri, config)  # takes the first one's place
     assert storage.list_files(uri) == sorted(
-        [f"{uri}/manifest.json", *(f"{uri}/{shard.file}" for shard in manifest.shards)]
+        [f"{uri}/{file}" for file in ("manifest.json", manifest.trained.file, *(s.file for s in manifest.shards))]
     )
     assert load_manifest(uri).version == manifest.version
     with Index.open(uri) as index:
@@ -158,9 +187,9 @@ def test_damage_on_s3_is_refused_and_damage_to_the_copy_is_mended(bucket: str, f
     copies[0].write_bytes(b"damaged")
     Index.open(uri).close()
     remote = storage.join(uri, flat.manifest.shards[1].file)
-    storage.write_bytes(remote, storage.read_bytes(remote)[:-1] + b"?")
+    storage.write_bytes(remote, storage.read_bytes(remote)[:-1] + b"!")
     with pytest.raises(IndexArtefactError, match=r"s3://.*shard-00001\.faiss: the checksum differs"):
         Index.open(uri)
     storage.delete(remote)
-    with pytest.raises(IndexArtefactError, match=r"s3://.*shard-00001\.faiss: the shard file is missing"):
+    with pytest.raises(IndexArtefactError, match=r"s3://.*shard-00001\.faiss: the file is missing"):
         Index.open(uri)

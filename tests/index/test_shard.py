@@ -5,19 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayemb.data.embeddings import EmbeddingsTable
-from rayemb.index import FilterError, IndexArtefactError, QueryError, Shard
-from rayemb.index.build import _build_shard, _train
-from rayemb.index.config import IndexConfig
-from rayemb.index.manifest import BuildFigures, EmbeddingsRef, Manifest
+from rayemb.index import FilterError, IndexArtefactError, IndexConfig, QueryError, Shard
 
 from .conftest import ROWS, Built, payload_of
-from .tables import DIGEST, naive_search, random_vectors, write_table
+from .tables import build_here, naive_search, random_vectors, write_table
 
 
 def test_a_shard_finds_its_own_rows(flat: Built) -> None:
     shard = Shard.open(flat.uri, flat.manifest, 1)
-    assert (shard.info.start, shard.info.stop) == (333, 666)
+    assert (shard.info.start, shard.info.rows) == (333, 333)
     scores, keys = shard.search(flat.vectors[:20], 12)
     mine = [333 <= row < 666 for row in range(ROWS)]
     expected_scores, expected_keys = naive_search(flat.vectors, flat.vectors[:20], 12, mine)
@@ -117,21 +113,7 @@ def _one_shard(folder: Path, factory: str, nprobe: int = 16) -> tuple[Shard, np.
     """A shard over 600 random vectors with a column that 1 % share, built in this process."""
     vectors = random_vectors(600)
     embeddings = write_table(folder / "e", vectors, {"rare": [row % 100 == 3 for row in range(600)]})
-    version = EmbeddingsTable.open(embeddings).version
-    config = IndexConfig(factory=factory)
-    file = _build_shard(_train(embeddings, version, config), embeddings, version, str(folder), "s.faiss", 0, 600)
-    manifest = Manifest(
-        created="now",
-        model_digest=DIGEST,
-        embeddings=EmbeddingsRef(uri=embeddings, version=version, rows=600),
-        metric="inner_product",
-        dim=16,
-        factory=factory,
-        nprobe=nprobe,
-        ef_search=64,
-        shards=(file,),
-        build=BuildFigures(seconds=0, train_rows=600, faiss=""),
-    )
+    manifest = build_here(embeddings, folder, IndexConfig(factory=factory, nprobe=nprobe, shards=1))
     return Shard.open(str(folder), manifest, 0), vectors
 
 
@@ -149,19 +131,6 @@ def test_ties_for_the_last_place_go_to_the_lowest_keys_whatever_their_number(tmp
     tied, better = np.repeat(np.array([[0.5], [1.0]], np.float32), 4, axis=1) * [[1, 1, 1, 1], [1, 0, 0, 0]]
     vectors = np.concatenate([np.tile(tied, (595, 1)), np.tile(better, (5, 1))]).astype(np.float32)
     embeddings = write_table(tmp_path / "e", vectors)
-    config = IndexConfig(factory="Flat")
-    file = _build_shard(_train(embeddings, 1, config), embeddings, 1, str(tmp_path), "s.faiss", 0, 600)
-    manifest = Manifest(
-        created="now",
-        model_digest=DIGEST,
-        embeddings=EmbeddingsRef(uri=embeddings, version=1, rows=600),
-        metric="inner_product",
-        dim=4,
-        factory="Flat",
-        nprobe=1,
-        ef_search=1,
-        shards=(file,),
-        build=BuildFigures(seconds=0, train_rows=0, faiss=""),
-    )
+    manifest = build_here(embeddings, tmp_path, IndexConfig(factory="Flat", shards=1))
     _, keys = Shard.open(str(tmp_path), manifest, 0).search(np.tile(better, (3, 1)), 10)
     assert keys.tolist() == [[595, 596, 597, 598, 599, 0, 1, 2, 3, 4]] * 3

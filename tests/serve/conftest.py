@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from rayemb.data.embeddings import embeddings_schema
-from rayemb.index import IndexConfig, build_index
+from rayemb.index import IndexConfig, MapConfig, build_index, build_map
 from rayemb.models import (
     ConvNetConfig,
     ImageLimits,
@@ -25,10 +25,11 @@ from rayemb.models import (
     TokenizerConfig,
     TwoTowerConfig,
 )
+from rayemb.serve.asgi import create_app
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.deploy import Server, start
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
+from rayemb.serve.local import LocalEngine
+from rayemb.storage import lance_options
 
 COLOURS = {"red": "#d22f27", "green": "#5c9e31", "blue": "#1e50a0", "yellow": "#fcea2b", "pink": "#e67a94"}
 SHAPES = ("circle", "square", "triangle", "star")
@@ -97,7 +98,11 @@ def tiny_model(texts: list[str], seed: int) -> Model:
 
 @pytest.fixture(scope="session")
 def world(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("serve")
+    return make_world(str(tmp_path_factory.mktemp("serve")))
+
+
+def make_world(folder: str) -> World:
+    """The world under a path or URI."""
     rows: list[dict[str, Any]] = []
     for colour in COLOURS:
         for shape in SHAPES:
@@ -113,21 +118,23 @@ def world(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     images = [draw(row["colour"], row["shape"], row["size"]) for row in rows]
     texts = [row["text"] for row in rows]
     model = tiny_model(texts, seed=1)
-    model.save(str(folder / "model"))
-    tiny_model(texts, seed=2).save(str(folder / "other"))
+    model.save(f"{folder}/model")
+    tiny_model(texts, seed=2).save(f"{folder}/other")
     vectors = model.embed_images(images)
     schema = embeddings_schema(PAYLOAD, model.dim, str(model.digest), images=True)
     full = [
         row | {"vector": vector.tolist(), "image": image}
         for row, vector, image in zip(rows, vectors, images, strict=True)
     ]
-    lance.write_dataset(pa.Table.from_pylist(full, schema=schema), str(folder / "embeddings"))
-    build_index(str(folder / "embeddings"), str(folder / "index"), IndexConfig(factory="Flat", shards=2))
+    table = pa.Table.from_pylist(full, schema=schema)
+    lance.write_dataset(table, f"{folder}/embeddings", storage_options=lance_options(f"{folder}/embeddings"))
+    build_index(f"{folder}/embeddings", f"{folder}/index", IndexConfig(factory="Flat", shards=2, words="text"))
+    build_map(f"{folder}/index", MapConfig(method="pca"))
     return World(
-        str(folder / "model"),
-        str(folder / "other"),
-        str(folder / "index"),
-        Model.load(str(folder / "model")),
+        f"{folder}/model",
+        f"{folder}/other",
+        f"{folder}/index",
+        Model.load(f"{folder}/model"),
         rows,
         images,
         vectors,

@@ -4,19 +4,24 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
-from rayemb.index import FilterError, IndexArtefactError, Shard, load_manifest
+from rayemb.index import Effort, FilterError, IndexArtefactError, IndexConfig, Shard, build_index, load_manifest
 from rayemb.models import ImageError
+from rayemb.serve.asgi import create_app
 from rayemb.serve.coalesce import Coalescer
-from rayemb.serve.config import ServeConfig
+from rayemb.serve.config import ServeConfig, SpreadConfig
 from rayemb.serve.deploy import Embedder, ShardServer
-from rayemb.serve.engine import LocalEngine
 from rayemb.serve.errors import EngineUnavailable
-from rayemb.serve.spread import Breaker, SpreadEngine
+from rayemb.serve.limits import set_deadline
+from rayemb.serve.local import LocalEngine
+from rayemb.serve.spread import SpreadEngine
 from tests.serve.conftest import World, draw
 
 
@@ -62,6 +67,30 @@ class TestCoalescer:
 
         asyncio.run(main())
 
+    def test_a_padded_batch_stays_within_its_cells(self) -> None:
+        batches: list[list[int]] = []
+        first = threading.Event()
+
+        def work(items: list[int]) -> list[int]:
+            batches.append(items)
+            first.wait(5)
+            return items
+
+        async def main() -> list[list[int]]:
+            with ThreadPoolExecutor(1) as pool:
+                coalesce = Coalescer(work, 8, pool, max_cells=12, weigh=lambda item: item)
+                lone = asyncio.create_task(coalesce([1]))
+                await asyncio.sleep(0.05)
+                others = [asyncio.create_task(coalesce([item])) for item in (3, 2, 4, 5, 2, 20, 1, 1)]
+                await asyncio.sleep(0.05)
+                first.set()
+                return await asyncio.gather(lone, *others)
+
+        results = asyncio.run(main())
+        assert [item for (item,) in results] == [1, 3, 2, 4, 5, 2, 20, 1, 1]
+        # Three of four is 12; 5 and 2 are 10; what is larger than all room goes alone.
+        assert batches == [[1], [3, 2, 4], [5, 2], [20], [1, 1]]
+
     def test_a_caller_that_left_does_not_harm_the_others(self) -> None:
         async def main() -> None:
             with ThreadPoolExecutor(1) as pool:
@@ -94,22 +123,14 @@ def test_one_bad_image_fails_alone(world: World, local: LocalEngine) -> None:
     np.testing.assert_array_equal(first, third)
 
 
-def test_breaker_lets_one_through_after_its_rest() -> None:
-    breaker = Breaker(0.05)
-    assert breaker.allows()
-    breaker.report(False)
-    assert not breaker.allows()
-    time.sleep(0.06)
-    assert [breaker.allows(), breaker.allows()] == [True, False]
-    breaker.report(True)
-    assert breaker.allows()
-
-
 class Handle:
-    """A deployment handle to an object in this process; when `dead`, calls wait for ever, as Serve's do."""
+    """A deployment handle to an object in this process; when `dead`, calls wait for ever, as Serve's do.
+
+    So do the next `stuck` ones, as in a replica that hangs.
+    """
 
     def __init__(self, target: Any) -> None:
-        self.target, self.dead, self.calls = target, False, 0
+        self.target, self.dead, self.stuck, self.calls = target, False, 0, 0
 
     def __getattr__(self, name: str) -> Any:
         handle = self
@@ -118,7 +139,8 @@ class Handle:
             @staticmethod
             async def remote(*args: Any) -> Any:
                 handle.calls += 1
-                if handle.dead:
+                handle.stuck -= 1
+                if handle.dead or handle.stuck >= 0:
                     await asyncio.sleep(3600)
                 return await getattr(handle.target, name)(*args)
 
@@ -128,11 +150,12 @@ class Handle:
 class Spread:
     """The real parts of a spread topology, in this process."""
 
-    def __init__(self, world: World, deadline_s: float = 0.3) -> None:
-        manifest, config = load_manifest(world.index_uri), ServeConfig()
+    def __init__(self, world: World, deadline_s: float = 0.3, **settings: Any) -> None:
+        manifest, config = load_manifest(world.index_uri), ServeConfig(deadline_s=deadline_s, **settings)
         self.embedder = Handle(Embedder(world.model_uri, manifest.model_digest, config, "image"))
-        self.shards = [Handle(ShardServer(world.index_uri, manifest, i, config)) for i in range(2)]
-        self.engine = SpreadEngine(manifest, self.embedder, self.shards, deadline_s)
+        shards = range(len(manifest.shards))
+        self.shards = [Handle(ShardServer(world.index_uri, manifest, i, config)) for i in shards]
+        self.engine = SpreadEngine(world.index_uri, manifest, self.embedder, self.shards, config)
 
 
 def test_spread_equals_local(world: World, local: LocalEngine) -> None:
@@ -156,11 +179,60 @@ def test_spread_equals_local(world: World, local: LocalEngine) -> None:
             np.testing.assert_allclose(one.scores, two.scores, atol=1e-6)
             assert {key: one.rows[key] for key in two.rows} == two.rows
             assert one.missing_shards == []
+            ids = [await engine.search_ids(ours, 20, condition) for engine in (spread, local)]
+            expected = [two.rows[key]["id"] if key >= 0 else None for key in two.keys.reshape(-1).tolist()]
+            assert [found.ids.to_pylist() for found in ids] == [expected, expected]
+            np.testing.assert_array_equal(ids[0].scores, one.scores)
         # By an id that a search has shown, and by one that none has.
         for number in (int(one.keys.max()), 3, 58):
             assert await spread.image(world.rows[number]["id"]) == world.images[number]
         assert await spread.image("nobody") is None
         assert await spread.missing() == []
+
+    asyncio.run(main())
+
+
+def test_a_late_call_is_made_again_and_counted(world: World) -> None:
+    spread = Spread(world, deadline_s=2, replicas=2, spread=SpreadConfig(hedge=1.0))
+    with TestClient(create_app(spread.engine)) as http:
+        assert 'rayemb_hedged_total{part="shard-0"} 0.0' in http.get("/metrics").text
+        spread.shards[0].stuck = 1
+        found = http.post("/v1/search", json={"text": "red star"}).json()
+        assert (found["partial"], len(found["hits"])) == (False, 10)
+        assert 'rayemb_hedged_total{part="shard-0"} 1.0' in http.get("/metrics").text
+
+
+def test_by_cell_only_the_owners_of_the_probed_cells_are_asked(world: World, tmp_path: Path) -> None:
+    table = load_manifest(world.index_uri).embeddings.uri
+    cells = IndexConfig(factory="IVF8,Flat", nprobe=1, shards=3, by="cell", words="text")
+    build_index(table, str(tmp_path / "cells"), cells)
+    placed = replace(world, index_uri=str(tmp_path / "cells"))
+    local = LocalEngine(world.model_uri, placed.index_uri)
+
+    async def main() -> None:
+        spread = Spread(placed)
+        engine, x = spread.engine, world.vectors[7:8]
+
+        async def asked(search: Any) -> int:
+            before = sum(shard.calls for shard in spread.shards)
+            found = await search
+            assert found.missing_shards == []
+            return sum(shard.calls for shard in spread.shards) - before
+
+        assert await asked(engine.search(x, 5)) == 1
+        assert await asked(engine.search(x, 5, effort=Effort(nprobe=8))) == 3
+        assert await asked(engine.search(x, 5, {"shape": "star"})) == 3
+        assert await asked(engine.words_at(None, "star", 5)) == 3
+        for width in ({}, {"recall": 1.0}, {"effort": Effort(nprobe=3)}):
+            one, two = await engine.search(x, 20, **width), await local.search(x, 20, **width)
+            np.testing.assert_array_equal(one.keys, two.keys)
+        # A dead shard is missed by those alone that need it.
+        owner = next(i for i, shard in enumerate(spread.shards) if 7 in shard.target._shard.keys.listed)
+        for i, shard in enumerate(spread.shards):
+            shard.dead = i != owner
+        assert (await engine.search(x, 5)).missing_shards == []
+        wide = await engine.search(x, 5, effort=Effort(nprobe=8))
+        assert wide.missing_shards == [f"shard-{i}" for i in range(3) if i != owner]
 
     asyncio.run(main())
 
@@ -196,6 +268,25 @@ def test_a_dead_shard_is_named_within_the_deadline_and_then_not_waited_for(world
         spread.embedder.dead = True
         with pytest.raises(EngineUnavailable, match="embedder"):
             await engine.embed_texts(["a"])
+
+    asyncio.run(main())
+
+
+def test_a_client_that_waits_less_gets_a_part_and_no_shard_is_blamed(world: World) -> None:
+    async def main() -> None:
+        spread = Spread(world, deadline_s=5.0)
+        spread.shards[1].dead = True
+        started = time.perf_counter()
+        set_deadline(0.3)
+        found = await spread.engine.search_ids(world.vectors[:1], 60, None)
+        assert time.perf_counter() - started < 0.3  # in time for an answer
+        assert found.missing_shards == ["shard-1"]
+        assert {item for item in found.ids.to_pylist() if item} == {
+            row["id"] for row in world.rows[: load_manifest(world.index_uri).shards[1].start]
+        }
+        spread.shards[1].dead = False
+        set_deadline(5.0)
+        assert (await spread.engine.search(world.vectors[:1], 60, None)).missing_shards == []  # its breaker is shut
 
     asyncio.run(main())
 

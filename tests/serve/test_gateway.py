@@ -9,9 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rayemb.index import load_manifest
+from rayemb.serve.asgi import create_app
 from rayemb.serve.config import ServeConfig
-from rayemb.serve.engine import LocalEngine
-from rayemb.serve.gateway import create_app
+from rayemb.serve.local import LocalEngine
 from tests.serve.conftest import World, draw, encode
 
 

@@ -8,6 +8,7 @@ import socket
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,8 +20,8 @@ from rayemb.cluster import ClusterError
 from rayemb.config import ConfigError
 from rayemb.index import IndexArtefactError, load_manifest
 from rayemb.models import ModelError
-from rayemb.serve import Client, ServeConfig, ServeError
-from rayemb.serve.deploy import APP_NAME, build, start
+from rayemb.serve import Client, ServeConfig, ServeError, app
+from rayemb.serve.deploy import APP_NAME, build, cluster_environment, start
 from tests.serve.conftest import Service, World, draw
 
 pytestmark = pytest.mark.slow
@@ -115,7 +116,7 @@ def test_start_refuses_what_cannot_work(world: World, tmp_path: Path) -> None:
         with pytest.raises(ServeError, match=rf"serve\.port: port {port} is in use"):
             start(world.model_uri, world.index_uri, ServeConfig(port=port))
     with pytest.raises(ServeError, match=r"serve\.host"):
-        start(world.model_uri, world.index_uri, ServeConfig(host="192.0.2.1", port=0))
+        start(world.model_uri, world.index_uri, ServeConfig(host="192.0.2.1", port=0, open=True))
     with pytest.raises(IndexArtefactError, match="was built with model"):
         start(world.other_model_uri, world.index_uri, ServeConfig(port=0))
     with pytest.raises(ModelError, match="there is no model here"):
@@ -127,13 +128,24 @@ def test_start_refuses_what_cannot_work(world: World, tmp_path: Path) -> None:
 
 
 def test_build_takes_plain_arguments(world: World) -> None:
-    args = {"model": world.model_uri, "index": world.index_uri}
+    args: dict[str, Any] = {"model": world.model_uri, "index": world.index_uri}
+    with pytest.raises(ServeError, match=r"args\.serve\.keys"):
+        build(args)
+    args["serve.open"] = "true"  # as `serve run rayemb.serve:app` passes it
     assert isinstance(build(args), serve.Application)
-    assert isinstance(build({**args, "serve": {"topology": "spread", "replicas": 2}}), serve.Application)
+    assert isinstance(app({**args, "serve": {"topology": "spread", "replicas": 2}}), serve.Application)
+    assert isinstance(build({**args, "serve.topology": "spread", "serve.replicas": "2"}), serve.Application)
     with pytest.raises(ConfigError, match=r"serve\.topology"):
         build({**args, "serve": {"topology": "circle"}})
     with pytest.raises(ConfigError, match="index_uri: unknown key"):
         build({**args, "index_uri": "x"})
+
+
+def test_haproxy_stands_only_where_every_interface_was_asked_for() -> None:
+    on = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    assert cluster_environment(ServeConfig(host="0.0.0.0", open=True)) == on
+    for host in ("127.0.0.1", "::1", "10.0.0.7"):
+        assert cluster_environment(ServeConfig(host=host, open=True)) == {}
 
 
 def test_spread_equals_together_and_names_a_killed_shard(service: Service, world: World, picture: Path) -> None:
@@ -187,7 +199,7 @@ def test_spread_equals_together_and_names_a_killed_shard(service: Service, world
 def test_a_shard_that_does_not_load_is_told(service: Service, world: World, tmp_path: Path) -> None:
     service.stop()
     shutil.copytree(world.index_uri, tmp_path / "index")
-    shard = next((tmp_path / "index").rglob("*.faiss"))
+    shard = next((tmp_path / "index").rglob("shard-*.faiss"))
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)

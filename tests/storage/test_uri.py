@@ -1,5 +1,6 @@
 """The same behaviour on plain paths, `file://` and a real S3 server."""
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -159,6 +160,22 @@ def test_join_never_leaves_its_folder(parts: list[str]) -> None:
     except StorageError:
         return
     assert os.path.abspath(joined).startswith("/base/folder")
+
+
+def test_a_file_of_any_size_is_written_by_its_path(root: str) -> None:
+    uri = storage.join(root, "deep/down/file")
+    for data in (b"first", b"second, and longer"):
+        with storage.writing(uri) as path:
+            assert not storage.exists(uri) or storage.read_bytes(uri) == b"first"
+            Path(path).write_bytes(data)
+        assert storage.read_bytes(uri) == data
+        assert not Path(path).exists()
+    with contextlib.suppress(RuntimeError), storage.writing(uri) as path:
+        Path(path).write_bytes(b"half of it")
+        raise RuntimeError("halfway")
+    assert storage.read_bytes(uri) == data
+    assert not Path(path).exists()
+    assert storage.list_files(root) == [uri]
 
 
 # -- local writes are atomic -----------------------------------------------------------------------------------
