@@ -103,7 +103,8 @@ def cpu_s() -> float:
     total = 0.0
     for process in (root or own).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "Serve" in process.cmdline()[0] or "Proxy" in process.cmdline()[0]:
+            command = " ".join(process.cmdline())  # empty once it has ended
+            if "Serve" in command or "Proxy" in command:
                 total += process.cpu_times().user + process.cpu_times().system
     return total
 
