@@ -40,7 +40,7 @@ class Index:
     ) -> None:
         self.manifest, self.shards, self.embeddings = manifest, tuple(shards), embeddings
         self._router, self._live = router, live
-        self._pool = _pool(len(self.shards)) if len(self.shards) > 1 and _cores() > 1 else None
+        self._pool = _pool(len(self.shards)) if len(self.shards) > 1 and cores() > 1 else None
         self._latest = View(manifest, self.shards, router, self._pool, live.state() if live else None)
 
     @classmethod
@@ -228,16 +228,17 @@ class Index:
         self.close()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pool(shards: int) -> ThreadPoolExecutor:
-    cores = _cores()
+    count = cores()
     # The setting belongs to each thread: shards share the cores instead of fighting over all of them.
     return ThreadPoolExecutor(
-        max(shards, cores),
+        max(shards, count),
         "rayemb-search",
         initializer=faiss.omp_set_num_threads,
-        initargs=(max(1, cores // shards),),
+        initargs=(max(1, count // shards),),
     )

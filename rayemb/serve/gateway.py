@@ -56,7 +56,7 @@ class Gateway:
         if follower:
             follower.start(self.metrics)
         else:
-            self.metrics.serves(versions.routes)
+            self.metrics.serves(versions)
         self.tracer = tracer or open_tracer(config.tracing)
         self.watch = Watch(config.watch, self.metrics)
         self.shadows = Shadows(versions, self.metrics, lambda: self._waiting > 0 or self._places.locked())
@@ -189,7 +189,7 @@ class Gateway:
         """Whether there is anybody to answer: 503 if not."""
         with self.versions.take() as served:
             missing = await served.engine.missing()
-        parts = {"embedder", *(shard["name"] for shard in served.about.shards)}
+            parts = {"embedder", *(shard["name"] for shard in served.about.shards)}
         # Without an embedder, or without any shard, nothing can be answered: send no traffic here.
         dead = "embedder" in missing or len(missing) >= len(parts) - 1
         body = {"status": "degraded" if missing else "ok", "missing_shards": missing}

@@ -1,6 +1,5 @@
 """Searches of one index that come while others are under way go to it together."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayemb.index import Effort, Hits, Index
+from rayemb.index.searcher import cores
 from rayemb.serve.coalesce import Coalescer
 from rayemb.serve.encoder import use_threads
 from rayemb.serve.engine import Vectors
@@ -41,8 +41,7 @@ class GatheredSearch:
 
     def __init__(self, threads: int) -> None:
         """`threads`: of FAISS in one search."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        lanes = max(1, cores // threads)
+        lanes = max(1, cores() // threads)
         self._pool = ThreadPoolExecutor(lanes, "rayemb-search", use_threads, (threads,))
         self._search = Coalescer(
             _answers, _REQUESTS, self._pool, max_cells=_QUERIES, weigh=lambda ask: len(ask.vectors), at_once=lanes

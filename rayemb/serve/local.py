@@ -117,13 +117,7 @@ class LocalEngine:
         recall: float | None = None,
     ) -> Found:
         """The k best of all shards, with their payloads."""
-        index = self._index
-        if not filter:
-            found: Found = await self._gathered(index, self.mapped(vectors), k, effort, recall, self._found)
-            return found
-        return await self.run(
-            lambda: self._found(index, index.search(self.mapped(vectors), k, filter, effort=effort, recall=recall))
-        )
+        return await self._searched(vectors, k, filter, effort, recall, self._found)
 
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind."""
@@ -154,13 +148,26 @@ class LocalEngine:
         def ids(index: Index, hits: Hits) -> FoundIds:
             return FoundIds(hits.scores, index.ids(hits.keys), [], hits.strategies, hits.updates, index.version)
 
+        return await self._searched(vectors, k, filter, effort, recall, ids)
+
+    async def _searched(
+        self,
+        vectors: Vectors,
+        k: int,
+        filter: Filter | None,
+        effort: Effort | None,
+        recall: float | None,
+        then: Callable[[Index, Hits], T],
+    ) -> T:
+        """What `then` makes of the hits, in the thread that found them."""
         index = self._index
         if not filter:
-            found: FoundIds = await self._gathered(index, self.mapped(vectors), k, effort, recall, ids)
+            x_ND = vectors if self._map is None else await self.run(self._map, vectors)
+            found: T = await self._gathered(index, x_ND, k, effort, recall, then)
             return found
         # Not in those threads: what passes a filter may have to be read from storage.
         return await self.run(
-            lambda: ids(index, index.search(self.mapped(vectors), k, filter, effort=effort, recall=recall))
+            lambda: then(index, index.search(self.mapped(vectors), k, filter, effort=effort, recall=recall))
         )
 
     async def image(self, item: str) -> bytes | None:

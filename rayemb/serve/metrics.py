@@ -1,13 +1,13 @@
 """What /metrics tells: requests by route, status and key, time by stage, sizes, refusals. One registry a replica."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily
 
 if TYPE_CHECKING:
-    from rayemb.serve.versions.table import Routes
+    from rayemb.serve.versions.table import Versions
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _HITS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -95,15 +95,14 @@ class Metrics:
         self.alerts = Gauge(
             "rayemb_alert", "1: past its threshold (serve.watch)", [*version, "alert"], registry=self.registry
         )
-        self.updates_version = self.updates = None
+        # Their version, and how many wait.
+        self._updates: tuple[Gauge, ...] = ()
         if live:
-            self.updates_version = Gauge(
-                "rayemb_updates_version", "Version of the live updates", version, registry=self.registry
+            self._updates = (
+                Gauge("rayemb_updates_version", "Version of the live updates", version, registry=self.registry),
+                Gauge("rayemb_updates", "Live updates that wait to be compacted", version, registry=self.registry),
             )
-            self.updates = Gauge(
-                "rayemb_updates", "Live updates that wait to be compacted", version, registry=self.registry
-            )
-        self._routes: dict[str, Routes] = {}
+        self._versions: Versions | None = None
         self._problems: tuple[str, ...] = ()
         self._live: dict[str, str] = {}
         # From the start, at 0: an alert on a rate sees the first event too.
@@ -121,10 +120,10 @@ class Metrics:
         for shard in missing_shards:
             self.missing.labels(shard).inc()
 
-    def serves(self, routes: Mapping[str, "Routes"], revision: int = 0, problems: Iterable[str] = ()) -> None:
-        """Tells which versions answer from now on, and what is not as the catalog says."""
-        self._routes, self._problems = dict(routes), tuple(problems)
-        for collection, each in routes.items():
+    def serves(self, versions: "Versions", revision: int = 0, problems: Iterable[str] = ()) -> None:
+        """Tells that the table of versions has changed, and what is not as the catalog says."""
+        self._versions, self._problems = versions, tuple(problems)
+        for collection, each in versions.routes.items():
             if self._live.get(collection, each.live.version) != each.live.version:
                 self.switches.labels(collection).inc()
             self._live[collection] = each.live.version
@@ -137,41 +136,36 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """The registry's families, each sample under the replica's name."""
-        self._look()
-        for family in (*self.registry.collect(), self._hedged()):
+        hedged = self._look()
+        for family in (*self.registry.collect(), hedged):
             if self._replica:
                 named = {"replica": self._replica}
                 family.samples = [each._replace(labels={**each.labels, **named}) for each in family.samples]
             yield family
 
-    def _hedged(self) -> Metric:
-        family = CounterMetricFamily(
-            "rayemb_hedged", "Calls made a second time because they were late", labels=["part"]
-        )
-        # The topology with calls has one collection.
-        for each in self._routes.values():
-            for part, count in each.live.engine.hedged().items():
-                family.add_metric([part], count)
-        return family
-
-    def _look(self) -> None:
+    def _look(self) -> Metric:
+        """What the versions that answer now tell of themselves; gives the calls that they made again."""
         # When it is asked for: a version goes over to a newer index and takes in updates without telling.
-        self.rows.clear()
-        if self.updates and self.updates_version:
-            self.updates.clear()
-            self.updates_version.clear()
-        for collection, each in self._routes.items():
-            for role, served in each.roles.items():
-                about = served.about
-                names = (collection, served.version, about.index_version, about.model_digest, role)
-                self.rows.labels(*names).set(about.rows)
-                if self.updates and self.updates_version:
-                    version, waiting = served.engine.updates()
-                    self.updates_version.labels(collection, served.version).set(version)
-                    self.updates.labels(collection, served.version).set(waiting)
-        self.problems.clear()
+        again = CounterMetricFamily("rayemb_hedged", "Calls made a second time because they were late", labels=["part"])
+        for gauge in (self.rows, self.problems, *self._updates):
+            gauge.clear()
         for what in self._problems:
             self.problems.labels(what).set(1)
+        if self._versions is None:
+            return again
+        with self._versions.held() as routes:
+            for collection, each in routes.items():
+                for role, served in each.roles.items():
+                    about = served.about
+                    names = (collection, served.version, about.index_version, about.model_digest, role)
+                    self.rows.labels(*names).set(about.rows)
+                    if self._updates:
+                        for gauge, value in zip(self._updates, served.engine.updates(), strict=True):
+                            gauge.labels(collection, served.version).set(value)
+                # The topology with calls has one collection.
+                for part, count in each.live.engine.hedged().items():
+                    again.add_metric([part], count)
+        return again
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, list(labels), registry=self.registry)

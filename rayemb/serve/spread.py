@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -12,13 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike
 
 from rayemb.data.embeddings import IMAGE
 from rayemb.index import (
     Effort,
     Filter,
-    Hits,
     IndexMap,
     LiveConfig,
     Manifest,
@@ -38,6 +36,7 @@ from rayemb.serve.errors import EngineUnavailable
 from rayemb.serve.following import Following
 from rayemb.serve.hop import Hedge, Hop, Unanswered
 from rayemb.serve.limits import remaining
+from rayemb.serve.source import ShardSource
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -160,7 +159,7 @@ class SpreadEngine:
     async def query(self, vector: Vectors | None, query: Query) -> Found:
         """A search of any other kind: composed here, in a thread, of searches of the shards."""
         loop = asyncio.get_running_loop()
-        source = _Shards(self, loop, self.state())
+        source = ShardSource(self, loop, self.state())
         # In this request's context, which has its deadline.
         answer = partial(copy_context().run, queries.answer, source, vector, query)
         hits = await loop.run_in_executor(self._composers, answer)
@@ -242,10 +241,7 @@ class SpreadEngine:
         for part, _ in state.parts if state else []:
             rows |= rows_of(part, np.array(keys, np.int64))
         if base := tuple(key for key in keys if key < self._manifest.embeddings.rows):
-            held, missing = await self._ask_all(self._router.all, Ask("held", keys=base), None)
-            if missing:
-                raise _no_shard()
-            for part_rows in held:
+            for part_rows in await self._ask_each(Ask("held", keys=base)):
                 rows |= part_rows
         return [rows[key] for key in keys]
 
@@ -253,10 +249,7 @@ class SpreadEngine:
         """How many items can be found. EngineUnavailable if that cannot be told."""
         state = self.state()
         ask = Ask("count", updates=state.version if state else None)
-        counts, missing = await self._ask_all(self._router.all, ask, None)
-        if missing:
-            raise _no_shard()
-        total: int = sum(counts) + sum(rows_alive(*part) for part in (state.parts if state else []))
+        total: int = sum(await self._ask_each(ask)) + sum(rows_alive(*part) for part in (state.parts if state else []))
         return total
 
     def updates(self) -> tuple[int, int]:
@@ -288,6 +281,7 @@ class SpreadEngine:
     def close(self) -> None:
         """Ends the threads; the deployments are whoever's that started them."""
         self._pool.shutdown(wait=True)
+        self._routers.shutdown(wait=True)
         self._composers.shutdown(wait=True)
 
     # -- calls ---------------------------------------------------------------------------------------------
@@ -317,11 +311,10 @@ class SpreadEngine:
         Raises QueryError, or EngineUnavailable if none did.
         """
         asked = [number for number in wanted if self._shards[number].allows()]
-        new = self._in_thread(_new, state, ask) if state and state.parts else None
-        if state:
-            ask = replace(ask, updates=state.version)
+        versioned = replace(ask, updates=state.version) if state else ask
+        calls = (self._shards[number](versioned) for number in asked)
         with self._working():
-            answers = await asyncio.gather(*(self._shards[number](ask) for number in asked), return_exceptions=True)
+            *answers, new = await asyncio.gather(*calls, self._new(state, ask), return_exceptions=True)
         found: list[Any] = []
         answered: set[int] = set()
         for number, answer in zip(asked, answers, strict=True):
@@ -333,9 +326,22 @@ class SpreadEngine:
             answered.add(number)
         if not found:
             raise EngineUnavailable("no shard of the index answers", fix="try again in some seconds")
-        if new is not None:
-            found += await new
-        return found, [self._names[number] for number in wanted if number not in answered]
+        if isinstance(new, BaseException):
+            raise new
+        return found + new, [self._names[number] for number in wanted if number not in answered]
+
+    async def _ask_each(self, ask: Ask) -> list[Any]:
+        """What every shard told. EngineUnavailable if one did not answer."""
+        found, missing = await self._ask_all(self._router.all, ask, None)
+        if missing:
+            raise _no_shard()
+        return found
+
+    async def _new(self, state: State | None, ask: Ask) -> list[Told]:
+        """What is new that answers a search."""
+        if state is None or not state.parts:
+            return []
+        return await self._in_thread(lambda: [tell(shard, ask, alive) for shard, alive in state.parts])
 
     def _best(self, k: int, found: list[Told], missing: list[str], state: State | None) -> Found:
         scores, keys = merge([told.scores for told in found], [told.keys for told in found], k)
@@ -414,51 +420,5 @@ def _weight(ask: Ask) -> int:
     return ask.weight
 
 
-def _new(state: State, ask: Ask) -> list[Told]:
-    return [tell(shard, ask, alive) for shard, alive in state.parts]
-
-
 def _no_shard() -> EngineUnavailable:
     return EngineUnavailable("a shard of the index does not answer", fix="try again in some seconds")
-
-
-class _Shards:
-    """The shards as a `Source` for one query, in a thread beside the event loop; it remembers what it was told."""
-
-    def __init__(self, engine: SpreadEngine, loop: asyncio.AbstractEventLoop, state: State | None) -> None:
-        self._engine, self._loop, self.state = engine, loop, state
-        self.rows: dict[int, dict[str, Any]] = {}
-        self.missing: set[str] = set()
-
-    def search(
-        self,
-        vectors: ArrayLike,
-        k: int,
-        filter: Filter | None = None,
-        *,
-        effort: Effort | None = None,
-        recall: float | None = None,
-    ) -> Hits:
-        x_ND = np.asarray(vectors, np.float32)
-        return self._hits(self._engine.search_at(self.state, x_ND, k, filter, effort, recall))
-
-    def words(self, text: str, k: int, filter: Filter | None = None) -> Hits:
-        return self._hits(self._engine.words_at(self.state, text, k, filter))
-
-    def key(self, row_id: str) -> int | None:
-        return self._wait(self._engine.key_of(self.state, row_id))
-
-    def vectors(self, keys: Sequence[int]) -> Vectors:
-        return self._engine.vectors_of(self.state, keys)
-
-    def payload(self, keys: Sequence[int]) -> list[dict[str, Any]]:
-        return [self.rows[key] for key in keys]
-
-    def _hits(self, call: Coroutine[Any, Any, Found]) -> Hits:
-        found = self._wait(call)
-        self.rows |= found.rows
-        self.missing |= set(found.missing_shards)
-        return Hits(found.scores, found.keys, tuple(found.strategies))
-
-    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()

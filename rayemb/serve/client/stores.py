@@ -56,7 +56,7 @@ def endpoint() -> Iterator[None]:
         raise ServeError(
             "this service takes no writes and gives no items by id",
             where=error.where,
-            fix="serve a collection with a version of rayemb that does",
+            fix="serve it with serve.live=true",
             status=404,
             request_id=error.request_id,
         ) from error

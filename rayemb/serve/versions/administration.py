@@ -147,17 +147,17 @@ class Administration:
 
     def _serving(self, name: str) -> dict[str, Any]:
         gateway = self._gateway
-        routes = gateway.versions.routes.get(name)
         serving = {}
-        for role, served in (routes.roles if routes else {}).items():
-            about = served.about
-            serving[role] = {
-                "version": served.version,
-                "index_version": about.index_version,
-                "model_digest": about.model_digest,
-                "rows": about.rows,
-                "quality": gateway.watch.figures(name, served.version),
-            }
+        with gateway.versions.held() as table:
+            for role, served in (table[name].roles if name in table else {}).items():
+                about = served.about
+                serving[role] = {
+                    "version": served.version,
+                    "index_version": about.index_version,
+                    "model_digest": about.model_digest,
+                    "rows": about.rows,
+                    "quality": gateway.watch.figures(name, served.version),
+                }
         compared = {key[1]: each.figures() for key, each in gateway.shadows.compared.items() if key[0] == name}
         return {"serving": serving, "compared": compared}
 

@@ -158,4 +158,4 @@ class CatalogFollower:
 
     def _tell(self) -> None:
         if self._metrics is not None:
-            self._metrics.serves(self.versions.routes, self.catalog.revision, self.problems)
+            self._metrics.serves(self.versions, self.catalog.revision, self.problems)

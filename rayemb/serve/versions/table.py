@@ -108,6 +108,20 @@ class Versions:
         finally:
             self._leave(served)
 
+    @contextmanager
+    def held(self) -> Iterator[Mapping[str, Routes]]:
+        """The table as it is now, every version in it held to the end of the block."""
+        with self._lock:
+            routes = self._routes
+            held = [served for each in routes.values() for served in each.roles.values()]
+            for served in held:
+                served.holders += 1
+        try:
+            yield routes
+        finally:
+            for served in held:
+                self._leave(served)
+
     def hold(self, served: Served) -> bool:
         """Holds a version for work beside a request, until `leave`; False if it is closing."""
         with self._lock:

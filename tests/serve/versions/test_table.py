@@ -142,6 +142,19 @@ def wait_closed(served: Any) -> None:
         time.sleep(0.01)
 
 
+def test_metrics_can_be_read_while_a_version_closes(store: CatalogStore, versioned: Versioned, run: Run) -> None:
+    versioned.fill(store, "default", "a")
+    changes.promote(store, "default", "a")
+    with run(store) as service, TestClient(service.app) as http:
+        versions = service.follower.versions
+        with versions.held() as table:
+            served = table["default"].live
+            versions.set({})  # as at a switch, before the metrics are told
+            assert hasattr(served, "engine"), "it is held"
+        wait_closed(served)
+        assert "rayemb_index_rows{" not in http.get("/metrics").text
+
+
 def test_versions_of_one_model_share_it(store: CatalogStore, versioned: Versioned, run: Run) -> None:
     versioned.fill(store, "default", "a", "b", "c")
     changes.promote(store, "default", "a")
