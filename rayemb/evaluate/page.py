@@ -30,6 +30,11 @@ def figure_text(value: float) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
 
 
+def signed_text(value: float) -> str:
+    """As `figure_text`, of a difference."""
+    return ("+" if value > 0 else "−" if value < 0 else "±") + figure_text(abs(value))
+
+
 def style(axes: Any, title: str) -> None:
     """Gives axes the look of the page."""
     axes.set_title(title, loc="left", fontsize=9.5, color=INK, parse_math=False)

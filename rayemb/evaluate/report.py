@@ -1,13 +1,11 @@
 """The report artefact: `metrics.json` with every figure, and one page that shows them without a network.
 
-`Report` is the contract. `write_report` renders it: plots by matplotlib as inline SVG that follows the
+`Report` is the contract. `write_report` renders it: plots (`rayemb.evaluate.plots`) as inline SVG that follows the
 page's light or dark colours, pictures as data URIs, all text from the data escaped.
 """
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -16,24 +14,24 @@ from pydantic import AwareDatetime, Field, model_validator
 from rayemb import storage
 from rayemb.config import Config, ConfigError, from_mapping
 from rayemb.evaluate.errors import EvaluateError
-from rayemb.evaluate.page import (
-    BACK,
-    HATCHES,
-    INK,
-    MUTED,
-    SYSTEMS,
-    css,
-    environment,
-    figure_text,
-    new_figure,
-    style,
-    svg_of,
+from rayemb.evaluate.page import SYSTEMS, css, environment, figure_text, signed_text
+from rayemb.evaluate.plots import (
+    LOOKS,
+    Budget,
+    ConfusionTable,
+    CurvePlot,
+    SimilarityPlot,
+    SpaceView,
+    bars,
+    confusion_table,
+    curve_plot,
+    picture,
+    similarity_plot,
+    space_view,
+    training_plot,
 )
-from rayemb.models.images import decode_image
 
 METRICS, PAGE = "metrics.json", "index.html"
-THUMBNAIL = 160
-"""Longest side of a picture on the page, in pixels: twice the shown size, for dense screens."""
 
 # -- the contract --------------------------------------------------------------------------------------------
 
@@ -109,6 +107,8 @@ class Space(Config):
     def _same_points(self) -> "Space":
         if {len(self.x)} != {len(self.y), *(len(each) for each in (self.labels, self.texts, self.images) if each)}:
             raise ValueError("its lists differ in length")
+        if not all(0 <= at <= 1 for at in (*self.x, *self.y)):
+            raise ValueError("a point lies outside the unit square")
         return self
 
 
@@ -123,6 +123,8 @@ class Similarities(Config):
     def _same_bins(self) -> "Similarities":
         if {len(self.edges) - 1} != {len(self.positives), len(self.negatives)}:
             raise ValueError("one count a bin, for positives and for negatives")
+        if list(self.edges) != sorted(set(self.edges)) or min(*self.positives, *self.negatives) < 0:
+            raise ValueError("edges ascend, and counts are not negative")
         return self
 
 
@@ -130,13 +132,15 @@ class Curve(Config):
     """A metric over its cut-off, a line a system."""
 
     metric: str = Field(description='"recall", "ndcg"')
-    ks: tuple[int, ...] = Field(min_length=1)
+    ks: tuple[int, ...] = Field(min_length=1, description="cut-offs, ascending")
     systems: dict[str, tuple[float, ...]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _a_value_a_cutoff(self) -> "Curve":
         if wrong := [name for name, values in self.systems.items() if len(values) != len(self.ks)]:
             raise ValueError(f"{wrong[0]!r} has {len(self.systems[wrong[0]])} values for {len(self.ks)} cut-offs")
+        if list(self.ks) != sorted(set(self.ks)):
+            raise ValueError("cut-offs ascend")
         return self
 
 
@@ -151,6 +155,8 @@ class Confusion(Config):
     def _square(self) -> "Confusion":
         if {len(self.labels)} != {len(self.shares), *map(len, self.shares)}:
             raise ValueError("a row and a column for each label")
+        if not all(0 <= share <= 1 for row in self.shares for share in row):
+            raise ValueError("shares lie between 0 and 1")
         return self
 
 
@@ -193,8 +199,11 @@ class Example(Config):
     direction: str
     text: str = Field("", description="the query, or the caption of the query picture")
     image: bytes | None = Field(None, exclude=True, repr=False, description="the query picture, encoded")
-    rank: int | None = Field(None, ge=1, description="1-based rank of the best relevant candidate")
+    rank: int | None = Field(
+        None, ge=1, description="1-based rank of the best relevant candidate; the page shows it among the worst queries"
+    )
     hits: tuple[Hit, ...]
+    wanted: Hit | None = Field(None, description="the best relevant candidate, where it is not among the hits")
 
 
 class Corpus(Config):
@@ -260,105 +269,42 @@ def read_report(uri: str) -> Report:
 def render(report: Report) -> str:
     """The page: one HTML document that needs no other file."""
     templates = environment()
-    templates.filters.update(figure=figure_text, signed=_signed, picture=_picture)
-    templates.globals.update(figure=figure_text, signed=_signed)
+    templates.filters.update(figure=figure_text, signed=signed_text, picture=picture)
+    templates.globals.update(figure=figure_text, signed=signed_text)
     points = report.training
     shown = np.unique(np.linspace(0, len(points) - 1, min(len(points), 20)).round().astype(int))
+    budget = Budget()
     return templates.get_template("report.html").render(
         report=report,
         metrics_file=METRICS,
-        training_plot=_training_plot(points) if points else None,
+        training_plot=training_plot(points) if points else None,
         training_rows=[points[i] for i in shown],
-        split_plots=[_split_plot(result, number) for number, result in enumerate(report.results)],
+        views=[_View.of(result, number, budget) for number, result in enumerate(report.results)],
+        worst=[each for each in report.examples if each.rank is not None],
+        others=[each for each in report.examples if each.rank is None],
         markers=[css(number) for number in range(len(SYSTEMS))],
+        looks=LOOKS,
     )
 
 
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "−" if value < 0 else "±") + figure_text(abs(value))
+class _View(NamedTuple):
+    """What the page shows of one split or task."""
 
+    bars: Markup
+    space: SpaceView | None
+    similarities: SimilarityPlot | None
+    curves: list[CurvePlot]
+    confusion: ConfusionTable | None
+    diagnostics: list[str]  # names of the rows
 
-def _picture(data: bytes) -> str:
-    """A small copy as a data URI: bounded size, a format every browser reads, none of the file's metadata."""
-    image = decode_image(data)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    out = io.BytesIO()
-    image.save(out, "WEBP", quality=90)
-    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-# -- plots --------------------------------------------------------------------------------------------------
-
-
-def _split_plot(result: SplitResult, number: int) -> Markup:
-    """Bars of every metric and system with their intervals, one panel a direction."""
-    figure = new_figure(9.6, 3.1, wspace=0.06)
-    panels = figure.subplots(1, len(result.directions), sharey=True, squeeze=False)[0]
-    top = 0.0
-    for axes, part in zip(panels, result.directions, strict=True):
-        style(axes, part.direction)
-        width = 0.82 / len(part.systems)
-        for row, system in enumerate(part.systems):
-            at = np.arange(len(part.columns)) + (row - (len(part.systems) - 1) / 2) * width
-            values = [system.metrics[name].value for name in part.columns]
-            look = row % len(SYSTEMS)
-            axes.bar(at, values, width * 0.9, color=SYSTEMS[look], hatch=HATCHES[look], edgecolor=BACK, lw=0)
-            for x, name in zip(at, part.columns, strict=True):
-                estimate = system.metrics[name]
-                if estimate.low is not None:
-                    axes.vlines(x, estimate.low, estimate.high, color=INK, lw=1.2)
-                ceiling = max(estimate.value, estimate.high or 0.0)
-                top = max(top, ceiling)
-                axes.annotate(
-                    _short(estimate.value),
-                    (x, ceiling),
-                    xytext=(0, 2),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=6.5,
-                    color=MUTED,
-                )
-        axes.set_xticks(range(len(part.columns)), part.columns, parse_math=False)
-        axes.tick_params(axis="x", length=0)
-    panels[0].set_ylim(0, max(top * 1.12, 0.01))
-    said = "; ".join(
-        f"{part.direction}, {name}: "
-        + ", ".join(f"{system.system} {figure_text(system.metrics[name].value)}" for system in part.systems)
-        for part in result.directions
-        for name in part.columns
-    )
-    return svg_of(figure, f"split{number}", f"Bar chart of split {result.split}. {said}.")
-
-
-def _training_plot(points: Sequence[TrainingPoint]) -> Markup:
-    """Loss over steps; beside it the temperature, where it was recorded."""
-    steps = np.array([point.step for point in points])
-    losses = np.array([point.loss for point in points])
-    warm = [(point.step, point.temperature) for point in points if point.temperature is not None]
-    figure = new_figure(9.6, 2.9, wspace=0.06)
-    panels = figure.subplots(1, 2 if warm else 1, width_ratios=[2, 1] if warm else [1], squeeze=False)[0]
-    style(panels[0], "loss")
-    marker = "o" if len(points) == 1 else ""
-    window = len(points) // 40
-    if window > 1:
-        panels[0].plot(steps, losses, color=SYSTEMS[0], lw=0.7, alpha=0.35)
-        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        panels[0].plot(steps[window - 1 :], smooth, color=SYSTEMS[0], lw=1.8)
-        panels[0].set_title(f"bold: mean of the last {window} records", loc="right", fontsize=7.5, color=MUTED)
-    else:
-        panels[0].plot(steps, losses, color=SYSTEMS[0], lw=1.8, marker=marker)
-    if warm:
-        style(panels[1], "temperature")
-        panels[1].plot(*zip(*warm, strict=True), color=SYSTEMS[2], lw=1.8, marker=marker)
-    for axes in panels:
-        axes.set_xlabel("step", fontsize=8, color=MUTED)
-    said = f"Loss from {figure_text(losses[0])} at step {steps[0]} to {figure_text(losses[-1])} at step {steps[-1]}."
-    if warm:
-        said += f" Temperature from {figure_text(warm[0][1])} to {figure_text(warm[-1][1])}."
-    return svg_of(figure, "training", f"Line chart. {said}")
-
-
-def _short(value: float) -> str:
-    """For the tight space above a bar: `.82`, `1`, `.002`."""
-    text = f"{value:.2f}" if value >= 0.095 or value == 0 else f"{value:.1g}"
-    return "1" if text == "1.00" else "0" if float(text) == 0 else text.removeprefix("0")
+    @classmethod
+    def of(cls, result: SplitResult, number: int, budget: Budget) -> "_View":
+        systems = [each.system for each in result.directions[0].systems]
+        return cls(
+            bars(result, number),
+            space_view(result.space, budget) if result.space else None,
+            similarity_plot(result.similarities, f"similarities{number}") if result.similarities else None,
+            [curve_plot(curve, f"curve{number}-{at}", systems) for at, curve in enumerate(result.curves)],
+            confusion_table(result.confusion) if result.confusion else None,
+            list(dict.fromkeys(name for found in result.diagnostics.values() for name in found)),
+        )

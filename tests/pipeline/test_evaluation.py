@@ -34,7 +34,7 @@ def workspace(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str
     config = load(RunConfig, None, [f"workspace={folder}", *SETTINGS])
     run_stage("corpus", config)
     assert "zero_shot" in Corpus.open(config.uri("corpus")).splits
-    tiny_model(["red heart", "a dog", "a cat"]).save(config.uri("model"))
+    tiny_model(["red heart", "a dog", "a cat"], seed=1).save(config.uri("model"))
     return folder
 
 
