@@ -3,14 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_units
+from rayemb.evaluate.metrics.arrays import Floats, as_units
 from rayemb.evaluate.metrics.errors import MetricError
 
 COLLAPSED_RANK, COLLAPSED_COSINE = 0.02, 0.99
 """Below this share of the rank there could be, or above this mean cosine, vectors no longer tell their inputs apart."""
 
 
-def mean_cosine(vectors: NDArray[np.float32]) -> float:
+def mean_cosine(vectors: Floats) -> float:
     """The mean cosine of distinct pairs of unit vectors `(N, D)`, in [-1/(N-1), 1]: near 1, all are one vector."""
     x_ND = as_units(vectors, "vectors")
     return mean_cosine_of(x_ND.sum(axis=0), len(x_ND))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_vectors
+from rayemb.evaluate.metrics.arrays import Floats, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
 
 EPS = 1e-7
@@ -24,13 +24,13 @@ class Spread(NamedTuple):
     gram: NDArray[np.float64]  # (D, D) sum of their outer products
 
 
-def spread(vectors: NDArray[np.float32]) -> Spread:
+def spread(vectors: Floats) -> Spread:
     """The sums of one shard `(N, D)` that `rankme_of` and `mean_cosine_of` need; O(D²) memory."""
     x_ND = as_vectors(vectors, "vectors")
     return Spread(len(x_ND), x_ND.sum(axis=0), x_ND.T @ x_ND)
 
 
-def rankme(vectors: NDArray[np.float32], *, eps: float = EPS) -> float:
+def rankme(vectors: Floats, *, eps: float = EPS) -> float:
     """The effective rank in [1, min(N, D)]: exp of the entropy of the singular values (S066, Garrido et al., 2023).
 
     Of the vectors as they are, neither centred nor normalised. Compare only values of equal N and D, with N well

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import normalised
+from rayemb.evaluate.metrics.arrays import Floats, normalised
 from rayemb.evaluate.metrics.errors import MetricError
 
 
@@ -17,19 +17,19 @@ from rayemb.evaluate.metrics.errors import MetricError
 class Inputs:
     """All that a diagnostic could look at; None where there is none. Row i is everywhere the same item."""
 
-    vectors: NDArray[np.float32] | None = None
+    vectors: Floats | None = None
     """`(N, D)` as the model gives them; a diagnostic that asks for directions normalises them itself."""
     labels: NDArray[np.int64] | None = None
     """`(N,)` int64, the class of each item."""
-    pairs: NDArray[np.float32] | None = None
+    pairs: Floats | None = None
     """`(N, D)` the other side of each item: its text where `vectors` are images, its document, its caption."""
     texts: tuple[str, ...] | None = None
     """`(N,)` what the vectors were made from."""
-    views: NDArray[np.float32] | None = None
+    views: Floats | None = None
     """`(N, V, D)` V augmented views of each item."""
-    train: NDArray[np.float32] | None = None
+    train: Floats | None = None
     """`(M, D)` the items that the model was trained on."""
-    other: NDArray[np.float32] | None = None
+    other: Floats | None = None
     """`(N, E)` the same items by another model, of any width."""
     graph: NDArray[np.int64] | None = None
     """`(L, 2)` int64, the rows that each undirected edge joins."""

@@ -8,11 +8,11 @@ Suffixes: N vectors, D dimensions, B rows of one block, M candidates.
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers, as_units, as_vectors
+from rayemb.evaluate.metrics.arrays import Floats, as_integers, as_units, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
 
 
-def uniformity(vectors: NDArray[np.float32], *, t: float = 2.0, block: int = 1024) -> float:
+def uniformity(vectors: Floats, *, t: float = 2.0, block: int = 1024) -> float:
     """log mean exp(-t ‖x - y‖²) over distinct pairs of unit vectors `(N, D)` (S046; Wang & Isola, 2020).
 
     0 if all are one vector, lower the more evenly they lie on the sphere. O(block · N) memory, O(N² D) time.
@@ -24,9 +24,7 @@ def uniformity(vectors: NDArray[np.float32], *, t: float = 2.0, block: int = 102
     return float(np.log(total / (rows * (rows - 1))))
 
 
-def uniformity_sum(
-    part: NDArray[np.float32], vectors: NDArray[np.float32], start: int, *, t: float = 2.0, block: int = 1024
-) -> float:
+def uniformity_sum(part: Floats, vectors: Floats, start: int, *, t: float = 2.0, block: int = 1024) -> float:
     """The sum of exp(-t ‖x - y‖²) of a shard's x, `vectors[start : start + len(part)]`, over all y but x itself."""
     x_ND, y_MD = as_units(part, "part"), as_units(vectors, "vectors")
     total = 0.0
@@ -39,7 +37,7 @@ def uniformity_sum(
     return total
 
 
-def alignment(queries: NDArray[np.float32], documents: NDArray[np.float32]) -> float:
+def alignment(queries: Floats, documents: Floats) -> float:
     """The mean ‖x - y‖² of the pairs in unit vectors `(N, D)` and `(N, D)`, in [0, 4]; 0 is perfect (S046)."""
     x_ND, y_ND = as_units(queries, "queries"), as_units(documents, "documents")
     if x_ND.shape != y_ND.shape or not len(x_ND):
@@ -47,7 +45,7 @@ def alignment(queries: NDArray[np.float32], documents: NDArray[np.float32]) -> f
     return float(((x_ND - y_ND) ** 2).sum(axis=1).mean())
 
 
-def tolerance(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def tolerance(vectors: Floats, labels: NDArray[np.int64]) -> float:
     """The mean cosine of distinct pairs of one class, in [-1, 1] (S046; Wang & Liu, 2021). O(N D).
 
     Args:
@@ -64,9 +62,7 @@ def tolerance(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     return float(((sums**2).sum() - (x_ND**2).sum()) / pairs)
 
 
-def relative_penalties(
-    similarities: NDArray[np.float32], positives: NDArray[np.int64], temperature: float
-) -> NDArray[np.float64]:
+def relative_penalties(similarities: Floats, positives: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
     """How each anchor's repulsion is dealt out to its negatives, `(B, M)` float64 (S046).
 
     r_ij = exp(s_ij / τ) / sum over negatives k of exp(s_ik / τ): each row sums to 1, and the positive's place holds 0.
@@ -87,9 +83,7 @@ def relative_penalties(
     return shares
 
 
-def negative_entropy(
-    similarities: NDArray[np.float32], positives: NDArray[np.int64], temperature: float
-) -> NDArray[np.float64]:
+def negative_entropy(similarities: Floats, positives: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
     """The entropy `(B,)` in nats of each anchor's `relative_penalties`, in [0, ln(M - 1)]; it rises with τ.
 
     Near 0 the hardest negative takes all the gradient, near ln(M - 1) all negatives are treated alike.

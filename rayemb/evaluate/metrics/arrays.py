@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from rayemb.evaluate.metrics.errors import MetricError
 
+Floats = NDArray[np.floating[Any]]
+"""Floats of any precision; what is summed is made float64 first."""
 UNIT = 1e-3
 """How far a squared length may be from 1: half-precision vectors still count as unit vectors."""
 
