@@ -11,7 +11,8 @@ from pydantic import Field, field_validator
 from rayemb.data.corpus import read_row_group
 from rayemb.data.decode import Member
 from rayemb.errors import RayembError
-from rayemb.evaluate.metrics import alignment, ranks, recall_at
+from rayemb.evaluate.diagnostics import alignment
+from rayemb.evaluate.metrics import ranks, recall_at
 from rayemb.train.evaluation.base import Encoder, Found, Rows, Task, TaskConfig, block_of
 from rayemb.train.evaluation.retrieval import CONCEPT
 
