@@ -26,6 +26,16 @@ from rayemb.pipeline.curation import step_help, step_overrides, steps
 
 CONFIG_HELP = "A YAML file, if any, then overrides such as train.steps=100 or workspace=s3://bucket/run."
 Args = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help=CONFIG_HELP)]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="'METRIC>=NUMBER'",
+        help="What the model must reach, else exit code 1: 'recall@10>=0.6', 'task/direction/ndcg@10>0.4', "
+        "'low(recall@10)>=0.55' of the interval, 'gain(recall@10)>0' on the baseline, 'low(gain(recall@10))>0'. "
+        "May be repeated; a name that fits several figures asks for all of them.",
+    ),
+]
+Junit = Annotated[str | None, typer.Option(metavar="FILE", help="Also write what came of it as JUnit XML, for CI.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -157,9 +167,18 @@ def report(
 
 
 @app.command()
-def evaluate(args: Args = None) -> None:
-    """Judge the model on held-out pairs; writes metrics.json and a page with plots."""
-    _stage("evaluate", args)
+def evaluate(args: Args = None, require: Require = None, junit: Junit = None) -> None:
+    """Judge the model on held-out pairs; writes metrics.json and a page with plots.
+
+    Exit code 1: it does not meet what is required.
+    """
+    from rayemb.evaluate.gate import Gate
+
+    gate, config = Gate.of(require, junit), read_config(args)
+    from rayemb.pipeline.evaluation import evaluate_run
+
+    if not evaluate_run(config, gate):
+        raise typer.Exit(1)
 
 
 @app.command()

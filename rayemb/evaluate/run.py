@@ -1,7 +1,7 @@
 """Judges a model on held-out pairs of a corpus, beside the same model untrained and beside chance."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from rayemb.data import Corpus, CorpusError, EmbedConfig, encode_images
 from rayemb.data.corpus import RowGroup
 from rayemb.data.keys import keys_of
 from rayemb.evaluate.config import EvaluateConfig
+from rayemb.evaluate.gate import Place
 from rayemb.evaluate.metrics import (
     bootstrap_interval,
     chance_mrr,
@@ -124,6 +125,13 @@ def evaluate(
     storage.delete(baseline_uri)
     figures = _headline(report)
     return Evaluation(report, figures["headline"], figures)
+
+
+def yields(config: EvaluateConfig, splits: Iterable[str]) -> list[Place]:
+    """The figures that `evaluate` will have of a corpus with those splits."""
+    metrics = [*(f"recall@{k}" for k in config.ks), "mrr"]
+    here = [split for split in config.splits if split in set(splits)]
+    return [Place(split, way, metric) for split in here for way in (IMAGE_TO_TEXT, TEXT_TO_IMAGE) for metric in metrics]
 
 
 def _encode(
