@@ -304,6 +304,7 @@ def _span(corpus: Vectors, start: int, stop: int) -> Vectors:
 
 
 def read_block(corpus: Vectors, first: int, last: int, dim: int) -> NDArray[np.float32]:
+    """Rows `first .. last-1`. Raises EvaluateError for another dimension, and naming the first that is not finite."""
     c_MD = floats(corpus.read(first, last), "corpus")
     if c_MD.shape != (last - first, dim):
         raise EvaluateError(
@@ -314,6 +315,7 @@ def read_block(corpus: Vectors, first: int, last: int, dim: int) -> NDArray[np.f
 
 
 def longest_product(norms_Q: NDArray[np.float64], c_MD: NDArray[np.float32], first: int) -> NDArray[np.float64]:
+    """|q| times the longest row `(Q,)`. Raises EvaluateError where a product would overflow."""
     longest = np.sqrt(np.einsum("md,md->m", c_MD, c_MD, dtype=np.float64)).max(initial=0.0)
     reach_Q: NDArray[np.float64] = norms_Q * longest
     if (reach_Q > np.finfo(np.float32).max / 2).any():
@@ -333,6 +335,7 @@ def product_error(dim: int, dtype: type[np.floating[Any]], reach_Q: NDArray[np.f
 
 
 def floats(array: Any, name: str) -> NDArray[np.float32]:
+    """The array, contiguous. Raises EvaluateError if it is not `(N, D)` float32."""
     array = np.asarray(array)
     if array.ndim != 2 or array.dtype != np.float32:
         raise EvaluateError(f"expected float32 (N, D), got {array.dtype} {array.shape}", where=name)
@@ -340,6 +343,7 @@ def floats(array: Any, name: str) -> NDArray[np.float32]:
 
 
 def check_finite(x_ND: NDArray[np.float32], first: int, name: str) -> None:
+    """Raises EvaluateError naming the first row that is not finite; `first`: the number of the first one here."""
     good = np.isfinite(x_ND).all(axis=1)
     if not good.all():
         raise EvaluateError(f"row {first + int(np.argmin(good)):,} holds NaN or infinity", where=name)

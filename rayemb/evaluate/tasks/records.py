@@ -66,7 +66,11 @@ class Records:
         """A column of ids or labels that may repeat, as texts. Raises EvaluateError for one that is missing."""
         found = []
         for row, value in enumerate(self.columns[name]):
-            if value is None or isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+            if (
+                value is None
+                or isinstance(value, list | dict)
+                or (isinstance(value, float) and not math.isfinite(value))
+            ):
                 raise EvaluateError(f"{name} is {_kind(value)}", where=self.where(row))
             text = str(value)
             if not text.strip():
@@ -132,7 +136,7 @@ def read(
         known = next((option for option in options if option in rows), None)
         if known is not None:
             found[name] = rows[known]
-        elif name not in optional or (columns and isinstance(theirs, str) and name in columns):
+        elif name not in set(optional):
             raise EvaluateError(
                 f"there is no column {' or '.join(map(repr, options))}",
                 where=uri,
