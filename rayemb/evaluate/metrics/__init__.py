@@ -1,6 +1,15 @@
 """Pure metrics: NumPy arrays in, figures out. They know no model, no Ray and no storage."""
 
 from rayemb.evaluate.metrics.bootstrap import Interval, bootstrap_interval, paired_bootstrap
+from rayemb.evaluate.metrics.calibration import Calibration, ReliabilityBins, TopLabel, brier, calibration, top_label
+from rayemb.evaluate.metrics.clustering import (
+    ClusterAccuracy,
+    ClusterScores,
+    cluster_accuracy,
+    cluster_scores,
+    kmeans_clusters,
+    matched_hits,
+)
 from rayemb.evaluate.metrics.correlation import Correlation, correlation
 from rayemb.evaluate.metrics.diagnostics import (
     Spread,
@@ -18,7 +27,10 @@ from rayemb.evaluate.metrics.diagnostics import (
     uniformity_sum,
 )
 from rayemb.evaluate.metrics.errors import MetricError
+from rayemb.evaluate.metrics.few_shot import Episodes, FewShot, draw_episodes, few_shot
 from rayemb.evaluate.metrics.knn import knn_hits
+from rayemb.evaluate.metrics.naive_bayes import ClassMoments, NaiveBayes, class_moments, merge_moments, naive_bayes
+from rayemb.evaluate.metrics.probes import LearningCurves, Probe, bayes_probe, learning_curves, linear_probe
 from rayemb.evaluate.metrics.retrieval import (
     chance_mrr,
     chance_recall_at,
@@ -28,23 +40,74 @@ from rayemb.evaluate.metrics.retrieval import (
     recall_at,
     reciprocal_ranks,
 )
+from rayemb.evaluate.metrics.significance import (
+    Comparison,
+    Verdict,
+    compare,
+    holm,
+    holm_corrected,
+    minimum_detectable_difference,
+    sign_flip_test,
+)
+from rayemb.evaluate.metrics.zero_shot import (
+    ZeroShotScores,
+    class_probabilities,
+    class_vectors,
+    fill_templates,
+    zero_shot,
+)
 
 __all__ = [
+    "Calibration",
+    "ClassMoments",
+    "ClusterAccuracy",
+    "ClusterScores",
+    "Comparison",
     "Correlation",
+    "Episodes",
+    "FewShot",
     "Interval",
+    "LearningCurves",
     "MetricError",
+    "NaiveBayes",
+    "Probe",
+    "ReliabilityBins",
     "Spread",
+    "TopLabel",
+    "Verdict",
+    "ZeroShotScores",
     "alignment",
+    "bayes_probe",
     "bootstrap_interval",
+    "brier",
+    "calibration",
     "chance_mrr",
     "chance_recall_at",
+    "class_moments",
+    "class_probabilities",
+    "class_vectors",
+    "cluster_accuracy",
+    "cluster_scores",
     "collapse",
+    "compare",
     "correlation",
+    "draw_episodes",
+    "few_shot",
+    "fill_templates",
     "hits_at",
+    "holm",
+    "holm_corrected",
+    "kmeans_clusters",
     "knn_hits",
+    "learning_curves",
+    "linear_probe",
+    "matched_hits",
     "mean_cosine",
     "mean_cosine_of",
+    "merge_moments",
+    "minimum_detectable_difference",
     "mrr",
+    "naive_bayes",
     "negative_entropy",
     "paired_bootstrap",
     "rankme",
@@ -53,8 +116,11 @@ __all__ = [
     "recall_at",
     "reciprocal_ranks",
     "relative_penalties",
+    "sign_flip_test",
     "spread",
     "tolerance",
+    "top_label",
     "uniformity",
     "uniformity_sum",
+    "zero_shot",
 ]

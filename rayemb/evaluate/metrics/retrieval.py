@@ -189,9 +189,11 @@ def _vectors(array: NDArray[np.float32], name: str) -> NDArray[np.float64]:
     array = np.asarray(array)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise MetricError(f"expected floats (N, D), got {array.dtype} {array.shape}", where=name)
-    bad = int((~np.isfinite(array).all(axis=1)).sum())
-    if bad:
-        raise MetricError(f"{bad:,} of {len(array):,} vectors hold NaN or infinity", where=name)
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise MetricError(
+            f"{len(bad):,} of {len(array):,} vectors hold NaN or infinity, the first in row {bad[0]}", where=name
+        )
     return array.astype(np.float64)
 
 
