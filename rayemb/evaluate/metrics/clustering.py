@@ -29,7 +29,7 @@ class ClusterScores(NamedTuple):
 
 
 class ClusterAccuracy(NamedTuple):
-    """Shares in [0, 1] of all items, of those of known classes, of those of new ones; None where none was called known."""
+    """Shares in [0, 1] of all items, of known classes' and of new ones'; None where no class was called known."""
 
     all: float
     old: float | None

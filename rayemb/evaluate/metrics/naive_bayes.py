@@ -19,6 +19,9 @@ FLOOR = 1e-9
 """Of the largest variance of all dimensions: the least that a variance may be. Relative, as in scikit-learn; the
 published code adds it absolutely, once a chunk, so that its fit depends on the chunks."""
 
+ROUNDING = 1e-12
+"""A standard deviation of less than this share of the mean is that of equal numbers whose mean was rounded."""
+
 
 class ClassMoments(NamedTuple):
     """What a set of items leaves behind, by class number: chunks may lack classes and hold them in any order."""
@@ -122,11 +125,12 @@ def naive_bayes(moments: ClassMoments, *, shrinkage: float | None = None, unifor
     away_CD = moments.means - centre
     within_D = moments.squares.sum(axis=0) / items
     whole_D = within_D + share_C @ away_CD**2
-    if whole_D.max() <= 0:
+    dead_D = whole_D <= (ROUNDING * np.abs(centre)) ** 2
+    if dead_D.all():
         raise MetricError(f"all {items:,} vectors are the same", where="vectors", fix="nothing can be learned of them")
     variance = np.maximum((1 - drawn) * within_D + drawn * whole_D, FLOOR * whole_D.max())
-    # About the centre: what a dead dimension holds, over the floor, would drown all else.
-    weights = away_CD / variance
+    # About the centre: squared distances in a dimension at the floor would drown all else.
+    weights = np.where(dead_D, 0.0, away_CD / variance)
     prior_C = np.full(len(share_C), 1 / len(share_C)) if uniform else share_C
     biases = np.log(prior_C) - 0.5 * (away_CD * weights).sum(axis=1)
     return NaiveBayes(moments.classes, centre, weights, biases, variance)

@@ -246,7 +246,7 @@ def _difference(
 
 
 def _seed_variance(
-    side_SQ: NDArray[np.float64], member_Q: NDArray[np.int64], sizes: NDArray[np.float64]
+    side_SQ: NDArray[np.float64], member_Q: NDArray[np.int64], sizes_C: NDArray[np.float64]
 ) -> tuple[float, float]:
     """The squared error of the mean by seeds, and the part of it that is also in the clusters' (their interaction)."""
     seeds, queries, total_C = len(side_SQ), side_SQ.shape[1], len(sizes_C)
