@@ -24,9 +24,11 @@ def as_vectors(array: NDArray[Any], name: str, *, least: int = 0, why: str = "")
         raise MetricError(f"expected floats (N, D), got {array.dtype} {array.shape}", where=name)
     if len(array) < least or (least and not array.shape[1]):
         raise MetricError(f"{why or 'a figure'} needs {least:,} vectors, got {array.shape}", where=name)
-    bad = int((~np.isfinite(array).all(axis=1)).sum())
-    if bad:
-        raise MetricError(f"{bad:,} of {len(array):,} vectors hold NaN or infinity", where=name)
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise MetricError(
+            f"{len(bad):,} of {len(array):,} vectors hold NaN or infinity, the first in row {bad[0]}", where=name
+        )
     return array.astype(np.float64)
 
 

@@ -186,30 +186,6 @@ def _refuse_unanswerable(relevant_Q: NDArray[np.int64]) -> None:
         )
 
 
-<<<<<<< HEAD
-=======
-def _vectors(array: NDArray[np.float32], name: str) -> NDArray[np.float64]:
-    array = np.asarray(array)
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-        raise MetricError(f"expected floats (N, D), got {array.dtype} {array.shape}", where=name)
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-    if len(bad):
-        raise MetricError(
-            f"{len(bad):,} of {len(array):,} vectors hold NaN or infinity, the first in row {bad[0]}", where=name
-        )
-    return array.astype(np.float64)
-
-
-def _integers(array: NDArray[np.int64], length: int | None, name: str) -> NDArray[np.int64]:
-    array = np.asarray(array)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise MetricError(f"expected integers (N,), got {array.dtype} {array.shape}", where=name)
-    if length is not None and len(array) != length:
-        raise MetricError(f"expected {length:,} entries, one a row, got {len(array):,}", where=name)
-    return array.astype(np.int64)
-
-
->>>>>>> h7-m2
 def _excluded(exclude: NDArray[np.int64] | None, n_queries: int, n_candidates: int) -> NDArray[np.int64]:
     if exclude is None:
         return np.full(n_queries, -1, np.int64)

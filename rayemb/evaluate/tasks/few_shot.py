@@ -1,4 +1,4 @@
-"""Few-shot classification: episodes of N classes with K examples each, by the nearest prototype (Snell et al., 2017)."""
+"""Few-shot classification: episodes of N classes with K examples each, nearest prototype (Snell et al., 2017)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

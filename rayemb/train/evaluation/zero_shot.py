@@ -11,12 +11,8 @@ from pydantic import Field, field_validator
 from rayemb.data.corpus import read_row_group
 from rayemb.data.decode import Member
 from rayemb.errors import RayembError
-<<<<<<< HEAD
 from rayemb.evaluate.diagnostics import alignment
-from rayemb.evaluate.metrics import ranks, recall_at
-=======
-from rayemb.evaluate.metrics import alignment, class_vectors, fill_templates, ranks, recall_at
->>>>>>> h7-m2
+from rayemb.evaluate.metrics import class_vectors, fill_templates, ranks, recall_at
 from rayemb.train.evaluation.base import Encoder, Found, Rows, Task, TaskConfig, block_of
 from rayemb.train.evaluation.retrieval import CONCEPT
 
