@@ -182,6 +182,28 @@ def evaluate(args: Args = None, require: Require = None, junit: Junit = None) ->
 
 
 @app.command()
+def compare(
+    reports: Annotated[
+        list[str], typer.Argument(metavar="A B [A2 B2]...", help="Reports of one suite; more pairs: of other seeds.")
+    ],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Only this one, as in --require; may be repeated. Default: all.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    out: Annotated[str | None, typer.Option(help="Also write a page with a forest plot into this folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Say whether model A is better than model B, from the reports of a suite: differences, intervals, verdicts."""
+    from rayemb.pipeline.comparison import compare
+
+    # As JSON the table is in nobody's way.
+    console = Console(highlight=False, stderr=as_json)
+    found = compare(reports, console, metrics=metric or (), confidence=confidence, out=out)
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=2))
+
+
+@app.command()
 def embed(args: Args = None) -> None:
     """Embed the corpus into a Lance table."""
     _stage("embed", args)

@@ -43,8 +43,11 @@ def items_uri(report: str, task: str, system: str) -> str:
     return storage.join(report, "items", task, re.sub(r"[^A-Za-z0-9._-]", "_", system) + ".parquet")
 
 
-def write(report: str, task: str, system: str, key: str, found: Found) -> None:
-    """Keeps it; what is there of the same task and system is replaced. The JSON comes last: with it, all is there."""
+def write(report: str, task: str, system: str, key: str, found: Found, *, data: str = "") -> None:
+    """Keeps it; what is there of the same task and system is replaced. The JSON comes last: with it, all is there.
+
+    `data`: the digest of the task's, so that a comparison knows whether another report is of the same.
+    """
     uri = items_uri(report, task, system)
     items = found.items
     columns: dict[str, Any] = {"id": items.ids}
@@ -54,6 +57,7 @@ def write(report: str, task: str, system: str, key: str, found: Found) -> None:
     shown = _Shown(**vars(found.shown))
     document = {
         "key": key,
+        "data": data,
         "candidates": found.candidates,
         "diagnostics": dict(found.diagnostics),
         "notes": list(found.notes),
@@ -83,6 +87,11 @@ def read_items(uri: str) -> Items:
     columns = {name: table[name].to_numpy().astype(np.float64) for name in table.column_names if name not in RESERVED}
     clusters = table["cluster"].to_numpy().astype(np.int64) if "cluster" in table.column_names else None
     return Items(table["id"].to_pylist(), columns, clusters)
+
+
+def data_digest(uri: str) -> str:
+    """SHA-256 (hex) of the data that the items are of; empty where it is not known."""
+    return str(storage.read_json(_about(uri)).get("data", ""))
 
 
 def _about(items: str) -> str:

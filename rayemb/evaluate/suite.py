@@ -33,6 +33,7 @@ from rayemb.progress import Progress
 from rayemb.storage import StorageConfig
 
 UNTRAINED = "untrained"
+SUITE = "suite.yaml"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -134,7 +135,7 @@ def run_suite(
     if progress:
         progress(total, total, "intervals and the page")
     report = _report(config, tasks, found, systems, digest, notes)
-    storage.write_bytes(storage.join(config.out, "suite.yaml"), dump(config).encode())
+    storage.write_bytes(storage.join(config.out, SUITE), dump(config).encode())
     write_report(config.out, report)
     figures = {
         result.split: {name: each.value for name, each in result.directions[0].systems[0].metrics.items()}
@@ -174,7 +175,7 @@ def _found(
         return before
     means = Means(config.seed, show, config.map, config.workers or None, open_index)
     made = task.run(encoder, means)
-    kept.write(config.out, name, encoder.name, key, made)
+    kept.write(config.out, name, encoder.name, key, made, data=task.digest)
     return made
 
 

@@ -3,6 +3,7 @@
 from rayemb.evaluate.plots.bars import bars
 from rayemb.evaluate.plots.confusion import ConfusionTable, confusion_table
 from rayemb.evaluate.plots.curves import CurvePlot, curve_plot
+from rayemb.evaluate.plots.forest import forest
 from rayemb.evaluate.plots.pictures import THUMBNAIL, picture
 from rayemb.evaluate.plots.similarities import SimilarityPlot, similarity_plot
 from rayemb.evaluate.plots.space import LOOKS, Budget, SpaceView, space_view
@@ -19,6 +20,7 @@ __all__ = [
     "bars",
     "confusion_table",
     "curve_plot",
+    "forest",
     "picture",
     "similarity_plot",
     "space_view",
