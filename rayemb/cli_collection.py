@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rayemb.config import from_mapping
 from rayemb.storage import normalise
 
 At = Annotated[
@@ -79,13 +80,22 @@ def promote(
     min_recall: Annotated[float, typer.Option(min=0, max=1, help="Least recall of the index, of its manifest.")] = 0.9,
     k: Annotated[int, typer.Option(min=1, help="Hits of a labelled query among which a relevant item counts.")] = 10,
     margin: Annotated[float, typer.Option(min=0, max=1, help="How much fewer labelled queries may be met.")] = 0.02,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'METRIC>=NUMBER'",
+            help="What the labelled queries must show, as 'ndcg@10>=0.4', or 'low(gain(recall@10))>=0' on the live "
+            "version; may be repeated.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Also if the gate refuses; the history will say so.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a version the live one, if it opens and the gate lets it pass."""
     from rayemb.serve.versions import CatalogStore, GateConfig, changes
 
-    gate = GateConfig(min_recall=min_recall, k=k, margin=margin)
+    asked = {"min_recall": min_recall, "k": k, "margin": margin, "require": tuple(require or ())}
+    gate = from_mapping(GateConfig, asked, source="gate")
     found = changes.promote(CatalogStore(normalise(catalog)), collection, version, gate, force=force)
     _print(found, collection, f"version {version} is live", as_json)
 

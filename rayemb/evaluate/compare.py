@@ -240,7 +240,7 @@ def _compared(
             d_SB = d_SB[:, np.isfinite(d_SB).all(axis=0)]
             if d_SB.shape[1] < ENOUGH * min(samples, RESAMPLES):
                 continue
-            tested = tested_of_draws(a_S - b_S, d_SB, len(a[0].ids), clusters, confidence, higher)
+            tested = by_draws(a_S - b_S, d_SB, len(a[0].ids), clusters, confidence, higher)
         yield metric, ((float(a_S.mean()), float(b_S.mean())), tested)
 
 
@@ -270,7 +270,7 @@ def _draws(
     return found, len(rows)
 
 
-def tested_of_draws(
+def by_draws(
     d_S: NDArray[np.float64],
     d_SB: NDArray[np.float64],
     items: int,

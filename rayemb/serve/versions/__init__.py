@@ -5,6 +5,7 @@ opening.py    a version checked and opened      table.py     the open versions; 
 follow.py     the catalog's changes, applied    gate.py      what a version must pass to go live
 changes.py    add, promote, canary, roll back   shadow.py    requests asked of a second version too
 query_map.py  queries of one model, index of another
+requirements.py  what labelled queries must show of it, as `rayemb evaluate --require` says it
 """
 
 from rayemb.serve.versions.catalog import Canary, Catalog, Collection, Event, GateConfig, Version

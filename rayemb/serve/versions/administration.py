@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue, field_validator
 from starlette.responses import Response
 
 from rayemb.errors import RayembError
@@ -15,7 +15,7 @@ from rayemb.serve.errors import ApiError
 from rayemb.serve.limits import remaining
 from rayemb.serve.parse import json_object, validated
 from rayemb.serve.versions import changes
-from rayemb.serve.versions.catalog import NAME, Catalog, GateConfig
+from rayemb.serve.versions.catalog import NAME, Catalog, GateConfig, checked
 from rayemb.serve.versions.follow import CatalogFollower
 from rayemb.serve.versions.store import CatalogError
 
@@ -42,6 +42,13 @@ class Promotion(Strict):
     force: bool = Field(False, description="also if the gate refuses, which the history then says")
     min_recall: float | None = Field(None, ge=0, le=1, description="instead of serve.gate.min_recall")
     margin: float | None = Field(None, ge=0, le=1, description="instead of serve.gate.margin")
+    require: list[str] | None = Field(None, max_length=32, description="instead of serve.gate.require")
+
+    @field_validator("require")
+    @classmethod
+    def _are_requirements(cls, value: list[str] | None) -> list[str] | None:
+        checked(value or ())
+        return value
 
 
 class Share(Strict):
@@ -113,7 +120,7 @@ class Administration:
         """Makes a version the live one."""
         body = await self._allowed(request, collection, Promotion)
         config = self._gateway.config
-        given = body.model_dump(include={"min_recall", "margin"}, exclude_none=True)
+        given = body.model_dump(include={"min_recall", "margin", "require"}, exclude_none=True)
         gate = GateConfig(**{**config.gate.model_dump(), **given})
         store = self._follower.store
         return await self._do(

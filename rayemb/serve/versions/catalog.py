@@ -1,9 +1,10 @@
 """The catalog: which collections there are, their versions, and which of these answers."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from rayemb.config import Config
 
@@ -25,6 +26,26 @@ class GateConfig(Config):
     margin: float = Field(
         0.02, ge=0, le=1, description="how much fewer labelled queries may be answered than by the live version"
     )
+    require: tuple[str, ...] = Field(
+        (),
+        description="what labelled queries must show besides, as ndcg@10>=0.4, low(recall@10)>=0.5 or "
+        "low(gain(mrr@10))>=0 on the live version; recall, success (any is found), precision, ndcg, map, mrr, each @k",
+    )
+
+    @field_validator("require")
+    @classmethod
+    def _are_requirements(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        checked(value)
+        return value
+
+
+def checked(texts: Sequence[str]) -> None:
+    """Raises EvaluateError, a ValueError, naming the text that is no requirement for `GateConfig.require`."""
+    if texts:
+        # Whoever reads a catalog, or is a client, need not import what judges.
+        from rayemb.serve.versions.requirements import requirements
+
+        requirements(texts)
 
 
 class QueryMapRef(Config):

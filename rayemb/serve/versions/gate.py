@@ -16,6 +16,7 @@ from rayemb.index import load_manifest
 from rayemb.serve.engine import Engine
 from rayemb.serve.errors import ServeError
 from rayemb.serve.versions.catalog import GateConfig, Version
+from rayemb.serve.versions.requirements import meet, requirements
 
 _BATCH = 64
 
@@ -40,7 +41,8 @@ def judge(version: Version, engine: Engine, live: Engine | None, config: GateCon
 
     Its index's recall is that of the manifest. Labelled queries are asked of it and of the live version: the share with
     any relevant item among the first `k`, which is the recall@k of `rayemb evaluate`, may not be lower by more than
-    `margin`; a 95 % interval of the difference (paired bootstrap) is among the figures.
+    `margin`; a 95 % interval of the difference (paired bootstrap) is among the figures. What is required besides is
+    measured on the same queries; a version that has none does not meet it.
     """
     recall = load_manifest(version.index).recall
     figures: dict[str, float] = {}
@@ -66,6 +68,11 @@ def judge(version: Version, engine: Engine, live: Engine | None, config: GateCon
                     f"it answers {new.mean():.3f} of {len(queries)} labelled queries among the first {config.k} hits, "
                     f"the live version {old.mean():.3f}: {-difference:.3f} less, over the margin of {config.margin:g}"
                 )
+        told, outcomes = meet(requirements(config.require), engine, live, queries)
+        figures |= told
+        problems += [outcome.line for outcome in outcomes if not outcome.passed]
+    elif config.require:
+        problems.append(f"there are no labelled queries to show {', '.join(config.require)} on")
     return Verdict({name: round(value, 6) for name, value in figures.items()}, tuple(problems))
 
 

@@ -107,6 +107,12 @@ def test_what_is_refused_over_http_says_why(ask: Ask, versioned: Versioned) -> N
     told = ask("POST", one + "/promote", body={"version": "z"}, expect=409)["error"]["message"]
     assert told == "there is no version 'z'; there are: a"
     ask("POST", "/v1/collections/nobody/rollback", body={}, expect=409)
+    asked = {"version": "a", "require": ["ndcg@10>=0.5"]}
+    told = ask("POST", one + "/promote", body=asked, expect=409)["error"]["message"]
+    assert "there are no labelled queries to show ndcg@10>=0.5 on" in told
+    for wrong in (["ndcg@10"], ["hole@10<1"], "ndcg@10>=0.5"):
+        body = {"version": "a", "require": wrong}
+        assert ask("POST", one + "/promote", body=body, expect=422)["error"]["field"] == "require"
     ask("DELETE", one + "/versions/a", expect=409)
     mixed = {"model": versioned.models["a"], "index": versioned.indexes["b"]}
     assert "do not compare" in ask("POST", one + "/versions", body=mixed, expect=422)["error"]["message"]
