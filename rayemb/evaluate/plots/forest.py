@@ -20,7 +20,7 @@ _LOOKS = {
 
 def forest(figures: "Sequence[Compared]", name: str, ends: tuple[float, float]) -> Markup:
     """A line a figure; `ends`: of the axis, so that several plots have one scale."""
-    picture = new_figure(7.2, 0.75 + 0.3 * len(figures))
+    picture = new_figure(4.6, 0.6 + 0.24 * len(figures))
     axes = picture.subplots()
     style(axes, "")
     axes.grid(visible=False, axis="y")
@@ -29,7 +29,7 @@ def forest(figures: "Sequence[Compared]", name: str, ends: tuple[float, float]) 
     for row, each in enumerate(figures):
         colour, marker, filled = _LOOKS[each.verdict]
         axes.hlines(row, each.low, each.high, color=colour, lw=1.8)
-        axes.plot(each.difference, row, marker=marker, ms=6, color=colour, mfc=colour if filled else "none", mew=1.4)
+        axes.plot(each.difference, row, marker=marker, ms=5.5, color=colour, mfc=colour if filled else "none", mew=1.4)
         ends_said = f"{signed_text(each.low)} to {signed_text(each.high)}"
         said.append(f"{each.metric} {signed_text(each.difference)} ({ends_said}), {each.verdict}")
     axes.set_yticks(range(len(figures)), [each.metric for each in figures], parse_math=False)
