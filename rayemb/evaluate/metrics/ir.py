@@ -289,6 +289,10 @@ def judge_lists(
         scores = checked_scores(scores, ids, queries=queries, documents=documents)
     if len(judged.starts) != len(ids) + 1:
         raise MetricError(f"{len(ids):,} lists, judgements of {len(judged.starts) - 1:,} queries", where="judged")
+    unknown = np.flatnonzero(judged.ids >= (np.inf if documents is None else len(documents)))
+    if len(unknown):
+        query = called(int(judged.rows[unknown[0]]), queries)
+        raise MetricError(f"{query} judges the unknown document {judged.ids[unknown[0]]}", where="judged")
     cut = np.asarray((ids >= 0).all(axis=1)) & (not complete and ids.shape[1] > 0)
     if exclude is not None:
         self_Q = _excluded(exclude, len(ids), np.iinfo(np.int64).max if documents is None else len(documents))

@@ -397,6 +397,8 @@ def test_wrong_lists_are_named() -> None:
         judge_lists(np.array([[0, 1, 2], [3, 0, 1]]), scores[:, :2], table)
     with pytest.raises(MetricError, match="1 lists, judgements of 2 queries"):
         judge_lists(np.array([[0]]), np.ones((1, 1)), table)
+    with pytest.raises(MetricError, match="judged: query 'a' judges the unknown document 1"):
+        judge_lists(np.array([[0], [0]]), scores[:, :1], table, queries=["a", "b"], documents=["x"])
     with pytest.raises(MetricError, match="there is no tie order 'best'"):
         bad(ties="best")
     with pytest.raises(MetricError, match="the lowest relevant grade is 1 or more, got 0"):
