@@ -167,17 +167,41 @@ def report(
 
 
 @app.command()
-def evaluate(args: Args = None, require: Require = None, junit: Junit = None) -> None:
-    """Judge the model on held-out pairs; writes metrics.json and a page with plots.
+def evaluate(
+    args: Args = None,
+    suite: Annotated[str | None, typer.Option(metavar="FILE", help="A suite of tasks instead (YAML).")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Of a suite: a model directory, a sentence-transformers one, or the URL of a service."),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help='Of a suite: as --model, or "untrained"; may be repeated.')
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Of a suite: the folder of the report.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="RAYEMB_KEY", help="API key of the service.")] = None,
+    require: Require = None,
+    junit: Junit = None,
+) -> None:
+    """Judge the model on held-out pairs, or on a suite of tasks; writes metrics.json and a page with plots.
 
     Exit code 1: it does not meet what is required.
     """
     from rayemb.evaluate.gate import Gate
 
-    gate, config = Gate.of(require, junit), read_config(args)
-    from rayemb.pipeline.evaluation import evaluate_run
+    gate = Gate.of(require, junit)
+    if suite is not None:
+        from rayemb.pipeline.evaluation import evaluate_suite, read_suite
 
-    if not evaluate_run(config, gate):
+        config = read_suite(suite, args or [], model=model, baselines=baseline, out=out)
+        passed = evaluate_suite(config, gate, key=key)
+    elif model or baseline or out:
+        raise RayembError("--model, --baseline and --out are of a suite", where="evaluate", fix="--suite FILE")
+    else:
+        run = read_config(args)
+        from rayemb.pipeline.evaluation import evaluate_run
+
+        passed = evaluate_run(run, gate)
+    if not passed:
         raise typer.Exit(1)
 
 

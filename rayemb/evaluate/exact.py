@@ -51,6 +51,10 @@ class Vectors(Protocol):
 class VectorSearch(Protocol):
     """A search given from outside, such as the sharded index: what `exact_search` gives, as well as it can."""
 
+    @property
+    def table(self) -> tuple[str, int]:
+        """Address and version of the embeddings table whose rows it finds."""
+
     def __call__(self, queries: NDArray[np.float32], k: int) -> Neighbours:
         """The k best rows of the embeddings table that was indexed, for queries `(Q, D)`."""
 

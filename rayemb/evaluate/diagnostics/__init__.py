@@ -7,8 +7,29 @@ to its rows, by name: `DIAGNOSTICS["rankme"].run(Inputs(vectors=x))`. `possible(
 from collections.abc import Mapping
 
 from rayemb.evaluate.diagnostics.collapse import collapse, mean_cosine, mean_cosine_of
+from rayemb.evaluate.diagnostics.hubness import Hubness, hubness
+from rayemb.evaluate.diagnostics.intrinsic_dimension import IntrinsicDimension, intrinsic_dimension
+from rayemb.evaluate.diagnostics.label_sharpness import LabelSharpness, label_sharpness
+from rayemb.evaluate.diagnostics.length_collapse import LengthCollapse, high_frequency, length_collapse
+from rayemb.evaluate.diagnostics.lidar import lidar
+from rayemb.evaluate.diagnostics.modality_gap import ModalityGap, modality_gap
+from rayemb.evaluate.diagnostics.neighbours import nearest
 from rayemb.evaluate.diagnostics.rankme import Spread, rankme, rankme_of, spread
 from rayemb.evaluate.diagnostics.registry import Diagnostic, Inputs, entry, registry
+from rayemb.evaluate.diagnostics.schur import (
+    Decomposition,
+    Moments,
+    SchurEntropy,
+    decompose,
+    entropies,
+    fourier_features,
+    frequencies,
+    moments,
+    residual_map,
+    residualize,
+    schur_entropy,
+)
+from rayemb.evaluate.diagnostics.topological import Separability, persistence, plateau, separability
 from rayemb.evaluate.diagnostics.uniformity import (
     alignment,
     negative_entropy,
@@ -17,14 +38,30 @@ from rayemb.evaluate.diagnostics.uniformity import (
     uniformity,
     uniformity_sum,
 )
+from rayemb.evaluate.diagnostics.utilisation import Utilisation, utilisation
 
 DIAGNOSTICS: Mapping[str, Diagnostic] = registry(
     # name, needs, measure (a float, or a NamedTuple with the main figure first), better, source
     entry("rankme", "vectors", lambda i: rankme(i.need("vectors")), "higher", "S066: Garrido et al., 2023"),
-    entry("uniformity", "vectors", lambda i: uniformity(i.unit("vectors")), "lower", "S046: Wang & Isola, 2020"),
-    entry("alignment", "vectors pairs", lambda i: alignment(i.unit("vectors"), i.unit("pairs")), "lower", "S046"),
-    entry("tolerance", "vectors labels", lambda i: tolerance(i.unit("vectors"), i.need("labels")), "higher", "S046"),
-    entry("mean_cosine", "vectors", lambda i: mean_cosine(i.unit("vectors")), "lower", "anisotropy: Ethayarajh, 2019"),
+    entry("lidar", "views", lambda i: lidar(i.need("views")), "higher", "Thilak et al., 2023"),
+    entry("uniformity", "vectors", lambda i: uniformity(i.unit()), "lower", "S046: Wang & Isola, 2020"),
+    entry("alignment", "vectors pairs", lambda i: alignment(i.unit(), i.unit("pairs")), "lower", "S046"),
+    entry("tolerance", "vectors labels", lambda i: tolerance(i.unit(), i.need("labels")), "higher", "S046"),
+    entry("mean_cosine", "vectors", lambda i: mean_cosine(i.unit()), "lower", "Ethayarajh, 2019"),
+    entry("hubness", "vectors", lambda i: hubness(i.unit()), "lower", "Radovanović et al., 2010"),
+    entry("separability", "vectors", lambda i: separability(i.unit()), "higher", "S072: Ghalyan et al., 2023"),
+    entry("intrinsic_dimension", "vectors", lambda i: intrinsic_dimension(i.unit()), "neither", "S070"),
+    entry("label_sharpness", "vectors labels", lambda i: label_sharpness(i.unit(), i.need("labels")), "lower", "S070"),
+    entry(
+        "modality_gap",
+        "vectors pairs",
+        lambda i: modality_gap(i.unit(), i.unit("pairs")),
+        "lower",
+        "Liang et al., 2022",
+    ),
+    entry("schur_entropy", "vectors pairs", lambda i: schur_entropy(i.unit(), i.unit("pairs")), "neither", "S107"),
+    entry("length_collapse", "vectors texts", lambda i: length_collapse(i.unit(), i.lengths()), "lower", "S183"),
+    entry("utilisation", "vectors train", lambda i: utilisation(i.unit(), i.unit("train")), "lower", "S013"),
 )
 
 
@@ -36,20 +73,50 @@ def possible(inputs: Inputs) -> list[str]:
 
 __all__ = [
     "DIAGNOSTICS",
+    "Decomposition",
     "Diagnostic",
+    "Hubness",
     "Inputs",
+    "IntrinsicDimension",
+    "LabelSharpness",
+    "LengthCollapse",
+    "ModalityGap",
+    "Moments",
+    "SchurEntropy",
+    "Separability",
     "Spread",
+    "Utilisation",
     "alignment",
     "collapse",
+    "decompose",
+    "entropies",
+    "fourier_features",
+    "frequencies",
+    "high_frequency",
+    "hubness",
+    "intrinsic_dimension",
+    "label_sharpness",
+    "length_collapse",
+    "lidar",
     "mean_cosine",
     "mean_cosine_of",
+    "modality_gap",
+    "moments",
+    "nearest",
     "negative_entropy",
+    "persistence",
+    "plateau",
     "possible",
     "rankme",
     "rankme_of",
     "relative_penalties",
+    "residual_map",
+    "residualize",
+    "schur_entropy",
+    "separability",
     "spread",
     "tolerance",
     "uniformity",
     "uniformity_sum",
+    "utilisation",
 ]

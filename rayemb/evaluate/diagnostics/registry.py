@@ -45,9 +45,13 @@ class Inputs:
             raise MetricError("is needed and was not given", where=name)
         return value
 
-    def unit(self, name: str) -> NDArray[np.float64]:
+    def unit(self, name: str = "vectors") -> NDArray[np.float64]:
         """The vectors of that name at length 1; MetricError where one is zero."""
         return normalised(self.need(name), name)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """`(N,)` int64, the texts' lengths in characters: models of different tokenisers see the same ones."""
+        return np.array([len(text) for text in self.need("texts")], np.int64)
 
 
 Measure = Callable[[Inputs], "float | NamedTuple"]

@@ -32,8 +32,10 @@ def ann_recall_at(
 ) -> NDArray[np.float64]:
     """Per query `(Q,)` float64 in [0, 1]: the share of the k exact neighbours that the search found, ties by distance.
 
-    A found candidate is a hit if it is as near as the k-th exact neighbour, whatever its id (the rule of
-    ann-benchmarks, Aumüller et al., 2017): of a hundred duplicates any ten are the ten nearest.
+    Of candidates as far as the k-th exact neighbour any will do, for as many places as they have among the k: of a
+    hundred duplicates any ten are the ten nearest. This is the rule of ann-benchmarks (Aumüller et al., 2017) but for
+    one thing: there, ties with the k-th make up for nearer neighbours that were missed; here they do not, so that 1
+    means an exact answer.
 
     Args:
         found_ids: `(Q, K1)` integers, -1 where a list ends. Of more than k the first k count.
@@ -70,8 +72,9 @@ def ann_recall_at(
         raise MetricError(f"the true list of {called(row, queries)} is not best first", where="true_scores")
     worst_Q = np.where(there, t_QK, np.inf).min(axis=1, initial=np.inf)
     is_there = f_ids >= 0
-    hits_QK = is_there & (f_QK >= (worst_Q - tie_Q)[:, None])
-    strange = is_there & (f_QK > (worst_Q + tie_Q)[:, None]) & ~_in(f_ids, t_ids)
+    nearer_QK = is_there & (f_QK > (worst_Q + tie_Q)[:, None])
+    tied_Q = (is_there & ~nearer_QK & (f_QK >= (worst_Q - tie_Q)[:, None])).sum(axis=1)
+    strange = nearer_QK & ~_in(f_ids, t_ids)
     if strange.any():
         row, place = (int(at[0]) for at in np.nonzero(strange))
         raise MetricError(
@@ -80,8 +83,9 @@ def ann_recall_at(
             where="true_ids",
             fix="the truth is not exact, the scores are estimates, or a filter lets it through",
         )
-    hits_Q = hits_QK.sum(axis=1)
-    return np.where(count_Q > 0, np.minimum(hits_Q, count_Q) / np.maximum(count_Q, 1), np.nan)
+    places_Q = count_Q - (there & (t_QK > (worst_Q + tie_Q)[:, None])).sum(axis=1)
+    hits_Q = nearer_QK.sum(axis=1) + np.minimum(tied_Q, places_Q)
+    return np.where(count_Q > 0, hits_Q / np.maximum(count_Q, 1), np.nan)
 
 
 def ann_overlap_at(

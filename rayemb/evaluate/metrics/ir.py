@@ -119,7 +119,8 @@ class Judged:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """How many documents `(Q,)` each list holds."""
-        return (self.seen != _END).sum(axis=1)
+        lengths: NDArray[np.int64] = (self.seen != _END).sum(axis=1)
+        return lengths
 
     def precision(self, k: int) -> NDArray[np.float64]:
         """Share of the first k places with a relevant document; by k, however few came back."""
@@ -191,7 +192,8 @@ class Judged:
         """
         self._deep_enough(_k(k))
         seen = self.seen[:, :k]
-        return ((seen == 0) if anywhere else (seen < _HERE)).sum(axis=1) / k
+        values: NDArray[np.float64] = ((seen == 0) if anywhere else (seen < _HERE)).sum(axis=1) / k
+        return values
 
     def measure(self, name: str) -> NDArray[np.float64]:
         """The values `(Q,)` of a measure by name: `ndcg@10`, `recall@100`, `map`, `r_precision`; see `IR_MEASURES`."""
@@ -226,7 +228,7 @@ class Judged:
             fix="search deeper (one more where a query excludes itself), or say that the lists are complete",
         )
 
-    def _valued(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _valued(self, values: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
         return np.where(self.relevant > 0, values, np.nan)
 
 
@@ -288,7 +290,11 @@ def judge_lists(
         scores = checked_scores(scores, ids, queries=queries, documents=documents)
     if len(judged.starts) != len(ids) + 1:
         raise MetricError(f"{len(ids):,} lists, judgements of {len(judged.starts) - 1:,} queries", where="judged")
-    cut = np.full(len(ids), False) if complete or not ids.shape[1] else (ids >= 0).all(axis=1)
+    unknown = np.flatnonzero(judged.ids >= (np.inf if documents is None else len(documents)))
+    if len(unknown):
+        query = called(int(judged.rows[unknown[0]]), queries)
+        raise MetricError(f"{query} judges the unknown document {judged.ids[unknown[0]]}", where="judged")
+    cut = np.asarray((ids >= 0).all(axis=1)) & (not complete and ids.shape[1] > 0)
     if exclude is not None:
         self_Q = _excluded(exclude, len(ids), np.iinfo(np.int64).max if documents is None else len(documents))
         ids = np.where((ids == self_Q[:, None]) & (self_Q >= 0)[:, None], -1, ids)

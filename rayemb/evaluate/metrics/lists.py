@@ -157,7 +157,7 @@ def _id_ranks(
     names = [int(i) if documents is None else documents[i] for i in known]
     texts = [str(name) for name in names] if as_text else names
     rank = np.empty(len(known), np.int64)
-    rank[sorted(range(len(known)), key=texts.__getitem__)] = np.arange(len(known))  # type: ignore[arg-type]
+    rank[sorted(range(len(known)), key=texts.__getitem__)] = np.arange(len(known))
     ranks_BK = np.zeros(ids.shape, np.int64)
     ranks_BK[tied_BK] = rank[at]
     return ranks_BK

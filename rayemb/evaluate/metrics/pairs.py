@@ -129,13 +129,14 @@ def pair_hits(similarities: NDArray[np.float64], labels: NDArray[np.int64], thre
     s_N, y_N = _pairs(similarities, labels)
     if not np.isfinite(threshold):
         raise MetricError(f"the threshold is {threshold}", where="threshold")
-    return ((s_N >= threshold) == (y_N == 1)).astype(np.float64)
+    hits: NDArray[np.float64] = ((s_N >= threshold) == (y_N == 1)).astype(np.float64)
+    return hits
 
 
 def _pairs(
     similarities: NDArray[np.float64], labels: NDArray[np.int64]
-) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    s_N = np.asarray(similarities)
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    s_N: NDArray[np.float64] = np.asarray(similarities)
     if s_N.ndim != 1 or not np.issubdtype(s_N.dtype, np.floating):
         raise MetricError(f"expected floats (N,), got {s_N.dtype} {s_N.shape}", where="similarities")
     labels = np.asarray(labels)
@@ -147,14 +148,15 @@ def _pairs(
         raise MetricError(f"pair {other[0]} has the label {y_N[other[0]]}", where="labels", fix="1 is same, 0 is not")
     if not len(s_N):
         raise MetricError("there are no pairs", where="similarities")
-    return s_N.astype(np.float64), y_N
+    return np.asarray(s_N, np.float64), y_N
 
 
 def _halfway(s_T: NDArray[np.float64]) -> NDArray[np.float64]:
     """Between each similarity and the next lower one; the last is its own. Never the lower one itself by rounding."""
     lower = np.append(s_T[1:], s_T[-1])
     half = s_T / 2 + lower / 2  # the sum itself may overflow
-    return np.where(half > lower, half, s_T)
+    halfway: NDArray[np.float64] = np.where(half > lower, half, s_T)
+    return halfway
 
 
 def _mcc(right: int, called: int, positives: int, pairs: int) -> float:

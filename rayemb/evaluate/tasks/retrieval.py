@@ -180,7 +180,15 @@ class Retrieval(Task):
             return exact_search(q_QD, corpus, k, exclude=excluded, tasks=means.ray_tasks)
         if means.open_index is None:
             raise EvaluateError("an index cannot be opened here", where=f"{self.where}.index")
-        found = means.open_index(storage.normalise(self.config.index))(q_QD, k + excluded.shape[1])
+        search = means.open_index(storage.normalise(self.config.index))
+        if isinstance(corpus, TableVectors) and search.table != (corpus.uri, corpus.version):
+            raise EvaluateError(
+                f"the index is of {search.table[0]} at version {search.table[1]}, the embeddings are version "
+                f"{corpus.version} of {corpus.uri}",
+                where=f"{self.where}.index",
+                fix="build the index again",
+            )
+        found = search(q_QD, k + excluded.shape[1])
         gone = (found.rows[:, :, None] == excluded[:, None, :]).any(axis=2) & (found.rows >= 0)
         order = np.argsort(gone | (found.rows < 0), axis=1, kind="stable")[:, :k]
         left = ~np.take_along_axis(gone, order, axis=1)
