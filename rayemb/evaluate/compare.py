@@ -99,10 +99,10 @@ def compare_reports(
 
     Figures that are means over items are tested by sign flips of clusters (`metrics.significance`). Others (a rank
     correlation, an average precision, a V-measure) are computed anew of items drawn by cluster, the same for both
-    sides: their interval is that of the draws (Efron & Tibshirani, 1993), their p that of the difference in standard
-    errors. Several seeds: see `metrics.significance.compare`. The verdict asks both the interval and p, corrected for
-    the number of figures (Holm, 1979). `metrics`: only these, by names as in requirements; fewer are corrected for
-    less, so name them before you look.
+    sides: interval and p are those of the difference in its standard errors (Efron & Tibshirani, 1993). Several
+    seeds: see `metrics.significance.compare`. The verdict asks both the interval and p, corrected for the number of
+    figures (Holm, 1979). `metrics`: only these, by names as in requirements; fewer are corrected for less, so name
+    them before you look.
 
     Raises EvaluateError where the reports are not of one suite, the same data and the same items, naming what differs;
     for a metric that none has.
@@ -280,9 +280,10 @@ def by_draws(
 ) -> Tested:
     """The test of a difference `(S,)`, a training seed each, by what it was in draws of the items `(S, B)`.
 
-    One seed: the interval is that of the draws. Several: the variances of items and seeds crossed (as
-    `metrics.significance` has them: items + seeds - both), a t distribution with Satterthwaite's degrees of freedom.
-    The verdict is left open: it is the correction's.
+    The interval is the difference ± t · its error in the draws, not their quantiles: items that are drawn twice make
+    clusters purer, and the draws of a V-measure lie beside its value (0.205, and quantiles of 0.216 to 0.284, of 365
+    texts in 13 classes). Several seeds: the variances of items and seeds crossed (as `metrics.significance` has them:
+    items + seeds - both), with Satterthwaite's degrees of freedom. The verdict is left open: it is the correction's.
     """
     from scipy import stats  # half a second, and only here
 
@@ -299,10 +300,7 @@ def by_draws(
     error = variance**0.5
     p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
     tail = (1 - confidence) / 2
-    if many > 1:
-        low, high = mean + error * stats.t.ppf([tail, 1 - tail], freedom)
-    else:
-        low, high = np.quantile(d_SB[0], [tail, 1 - tail])
+    low, high = mean + error * stats.t.ppf([tail, 1 - tail], freedom)
     detectable = float(stats.t.ppf([1 - tail, 0.8], freedom).sum() * error)
     return Tested(
         "no difference shown",

@@ -143,6 +143,11 @@ def test_draws_of_a_mean_give_what_the_test_of_means_gives() -> None:
     assert ours.difference == pytest.approx(theirs.difference)
     assert (ours.high - ours.low) == pytest.approx(theirs.high - theirs.low, rel=0.1)
     assert ours.detectable == pytest.approx(theirs.detectable, rel=0.1)
+    # Draws that lie beside the value, as those of clusterings do, move nothing.
+    aside = by_draws(d_SQ.mean(axis=1)[:1], d_SB[:1] + 0.3, 200, 200, 0.95, True)
+    assert (aside.low + aside.high) / 2 == pytest.approx(aside.difference)
+    one = compare_values(a_SQ[0], b_SQ[0], seed=0)
+    assert aside.high - aside.low == pytest.approx(one.high - one.low, rel=0.1)
     nothing = by_draws(np.zeros(2), np.zeros((2, 9)), 5, 5, 0.95, True)
     assert (nothing.p, nothing.low, nothing.high) == (1, 0, 0)
 
