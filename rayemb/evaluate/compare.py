@@ -147,8 +147,9 @@ def compare_reports(
     if not tested:
         raise EvaluateError("nothing can be compared: " + " ".join(notes), where="compare")
     figures = []
-    for place, found_of in holm_corrected({place.path: each for place, each in tested.items()}).items():
-        at = next(each for each in tested if each.path == place)
+    corrected = holm_corrected({place.path: each for place, each in tested.items()})
+    for at in tested:
+        found_of = corrected[at.path]
         figures.append(
             Compared(
                 task=at.split,
@@ -226,8 +227,10 @@ def _compared(
             continue
         higher = metric.partition("@")[0] not in LOWER
         if type(task).figures is TaskConfig.figures:
+            a_SQ, b_SQ = (np.stack([items.columns[metric] for items in side]) for side in (a, b))
             tested = compare_values(
-                *(np.stack([items.columns[metric] for items in side]) for side in (a, b)),
+                a_SQ,
+                b_SQ,
                 a[0].clusters,
                 seed=seed,
                 confidence=confidence,

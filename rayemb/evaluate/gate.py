@@ -236,7 +236,8 @@ def junit_xml(report: Report, outcomes: Sequence[Outcome]) -> bytes:
             failure = {"message": _xml(each.line), "type": "requirement"}
             ElementTree.SubElement(case, "failure", failure).text = _xml(each.line)
     ElementTree.indent(root)
-    return b'<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="utf-8") + b"\n"
+    text: str = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'.encode()
 
 
 def _xml(text: str) -> str:

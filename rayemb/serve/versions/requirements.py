@@ -1,7 +1,7 @@
 """What labelled queries must show of a version, in the measures of `rayemb evaluate` and in its language."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,13 +67,15 @@ def values_of(engine: "Engine", queries: "Sequence[Labelled]", names: Sequence[s
     """Each measure `(Q,)`, a value a query, as `rayemb.evaluate.metrics.judge_run` has them; ties count against it."""
     deepest = max(int(name.partition("@")[2]) for name in names)
     run = asyncio.run(_run(engine, queries, deepest))
-    qrels = {number: dict.fromkeys(query.relevant, 1) for number, query in enumerate(queries)}
+    qrels: dict[Hashable, dict[Hashable, int]] = {
+        number: dict.fromkeys(query.relevant, 1) for number, query in enumerate(queries)
+    }
     judged = judge_run(run, qrels, queries=range(len(queries)))
     return {name: judged.measure(name) for name in names}
 
 
-async def _run(engine: "Engine", queries: "Sequence[Labelled]", k: int) -> dict[int, dict[str, float]]:
-    run = {}
+async def _run(engine: "Engine", queries: "Sequence[Labelled]", k: int) -> dict[Hashable, dict[Hashable, float]]:
+    run: dict[Hashable, dict[Hashable, float]] = {}
     for start in range(0, len(queries), _BATCH):
         batch = queries[start : start + _BATCH]
         vectors, _ = await engine.embed_texts([query.text for query in batch])
