@@ -201,7 +201,7 @@ def test_a_report_is_read_again_without_its_pictures(tmp_path: Path) -> None:
     assert figures_of(found) == figures_of(from_mapping(Report, sample()))
     with pytest.raises(EvaluateError, match="there is no report"):
         read_report(str(tmp_path))
-    for text, told in (('{"format": 2}', "format"), ("[]", "expected an object")):
+    for text, told in (('{"format": 2}', "format"), ("[]", "title"), ("3", "expected an object")):
         (tmp_path / "metrics.json").write_text(text)
         with pytest.raises(EvaluateError, match=f"no report of this version.*{told}"):
             read_report(str(tmp_path))
