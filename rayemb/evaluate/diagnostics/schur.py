@@ -136,7 +136,8 @@ def frequencies(dim: int, *, seed: int, sigma: float = SIGMA, count: int = FREQU
 def fourier_features(vectors: Floats, frequencies_DF: NDArray[np.float64]) -> NDArray[np.float64]:
     """`(N, 2 F)` unit vectors whose inner products tend to exp(-‖x - y‖² / 2σ²) (Rahimi & Recht, 2007)."""
     at_NF: NDArray[np.float64] = as_vectors(vectors, "vectors") @ frequencies_DF
-    return np.concatenate([np.cos(at_NF), np.sin(at_NF)], axis=1) / frequencies_DF.shape[1] ** 0.5
+    features: NDArray[np.float64] = np.concatenate([np.cos(at_NF), np.sin(at_NF)], axis=1)
+    return features / np.sqrt(frequencies_DF.shape[1])
 
 
 def _means(of: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
