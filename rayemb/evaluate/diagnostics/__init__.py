@@ -13,22 +13,9 @@ from rayemb.evaluate.diagnostics.label_sharpness import LabelSharpness, label_sh
 from rayemb.evaluate.diagnostics.length_collapse import LengthCollapse, high_frequency, length_collapse
 from rayemb.evaluate.diagnostics.lidar import lidar
 from rayemb.evaluate.diagnostics.modality_gap import ModalityGap, modality_gap
-from rayemb.evaluate.diagnostics.neighbours import nearest
 from rayemb.evaluate.diagnostics.rankme import Spread, rankme, rankme_of, spread
 from rayemb.evaluate.diagnostics.registry import Diagnostic, Inputs, entry, registry
-from rayemb.evaluate.diagnostics.schur import (
-    Decomposition,
-    Moments,
-    SchurEntropy,
-    decompose,
-    entropies,
-    fourier_features,
-    frequencies,
-    moments,
-    residual_map,
-    residualize,
-    schur_entropy,
-)
+from rayemb.evaluate.diagnostics.schur import SchurEntropy, residual_map, residualize, schur_entropy
 from rayemb.evaluate.diagnostics.topological import Separability, persistence, plateau, separability
 from rayemb.evaluate.diagnostics.uniformity import (
     alignment,
@@ -67,7 +54,6 @@ def possible(inputs: Inputs) -> list[str]:
 
 __all__ = [
     "DIAGNOSTICS",
-    "Decomposition",
     "Diagnostic",
     "Hubness",
     "Inputs",
@@ -75,17 +61,12 @@ __all__ = [
     "LabelSharpness",
     "LengthCollapse",
     "ModalityGap",
-    "Moments",
     "SchurEntropy",
     "Separability",
     "Spread",
     "Utilisation",
     "alignment",
     "collapse",
-    "decompose",
-    "entropies",
-    "fourier_features",
-    "frequencies",
     "high_frequency",
     "hubness",
     "intrinsic_dimension",
@@ -95,8 +76,6 @@ __all__ = [
     "mean_cosine",
     "mean_cosine_of",
     "modality_gap",
-    "moments",
-    "nearest",
     "negative_entropy",
     "persistence",
     "plateau",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from rayemb.evaluate.diagnostics import nearest
+from rayemb.evaluate.diagnostics.neighbours import nearest
 from rayemb.evaluate.metrics import MetricError
 
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from rayemb.evaluate.diagnostics import (
+from rayemb.evaluate.diagnostics.schur import (
     Decomposition,
     Moments,
     decompose,
