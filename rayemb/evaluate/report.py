@@ -92,12 +92,78 @@ class DirectionResult(Config):
         return list(self.systems[0].metrics)
 
 
-class SplitResult(Config):
-    """All directions on one held-out split."""
+class Space(Config):
+    """A sample of the vectors, laid out in the plane; all lists in one order."""
 
-    split: str = Field(description='"zero_shot", "style_held_out", "zero_shot_style"')
+    method: Literal["umap", "pca"]
+    rows: int = Field(ge=1, description="vectors there are, of which these are a sample")
+    x: tuple[float, ...] = Field(min_length=1, description="0 to 1")
+    y: tuple[float, ...] = Field(description="0 to 1, of the same unit as x")
+    labels: tuple[str, ...] = Field((), description="class of each point, which colours it; none: all alike")
+    texts: tuple[str, ...] = Field((), description="shown on hover")
+    images: tuple[bytes | None, ...] = Field((), exclude=True, repr=False, description="encoded; shown on hover")
+    neighbours_kept: float | None = Field(None, ge=0, le=1, description="share of nearest neighbours that the map kept")
+
+    @model_validator(mode="after")
+    def _same_points(self) -> "Space":
+        if {len(self.x)} != {len(self.y), *(len(each) for each in (self.labels, self.texts, self.images) if each)}:
+            raise ValueError("its lists differ in length")
+        return self
+
+
+class Similarities(Config):
+    """Histograms of the similarities of positives and of negatives, in the same bins."""
+
+    edges: tuple[float, ...] = Field(min_length=2, description="of the bins, ascending")
+    positives: tuple[int, ...] = Field(description="pairs in each bin")
+    negatives: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _same_bins(self) -> "Similarities":
+        if {len(self.edges) - 1} != {len(self.positives), len(self.negatives)}:
+            raise ValueError("one count a bin, for positives and for negatives")
+        return self
+
+
+class Curve(Config):
+    """A metric over its cut-off, a line a system."""
+
+    metric: str = Field(description='"recall", "ndcg"')
+    ks: tuple[int, ...] = Field(min_length=1)
+    systems: dict[str, tuple[float, ...]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _a_value_a_cutoff(self) -> "Curve":
+        if wrong := [name for name, values in self.systems.items() if len(values) != len(self.ks)]:
+            raise ValueError(f"{wrong[0]!r} has {len(self.systems[wrong[0]])} values for {len(self.ks)} cut-offs")
+        return self
+
+
+class Confusion(Config):
+    """Of which class the nearest neighbours of each class are: `shares[i][j]` of class i's are of class j."""
+
+    labels: tuple[str, ...] = Field(min_length=1)
+    shares: tuple[tuple[float, ...], ...]
+    note: str = Field("", description="one sentence, where not all classes are shown")
+
+    @model_validator(mode="after")
+    def _square(self) -> "Confusion":
+        if {len(self.labels)} != {len(self.shares), *map(len, self.shares)}:
+            raise ValueError("a row and a column for each label")
+        return self
+
+
+class SplitResult(Config):
+    """All directions on one held-out split, or one task of a suite."""
+
+    split: str = Field(description='"zero_shot", "style_held_out", "zero_shot_style", or the name of a task')
     description: str = Field("", description="one sentence: what was held out")
     directions: tuple[DirectionResult, ...] = Field(min_length=1)
+    space: Space | None = None
+    similarities: Similarities | None = None
+    curves: tuple[Curve, ...] = ()
+    confusion: Confusion | None = None
+    diagnostics: dict[str, dict[str, float]] = Field(default_factory=dict, description="system: diagnostic: figure")
 
 
 class TrainingPoint(Config):
