@@ -13,22 +13,9 @@ from rayemb.evaluate.diagnostics.label_sharpness import LabelSharpness, label_sh
 from rayemb.evaluate.diagnostics.length_collapse import LengthCollapse, high_frequency, length_collapse
 from rayemb.evaluate.diagnostics.lidar import lidar
 from rayemb.evaluate.diagnostics.modality_gap import ModalityGap, modality_gap
-from rayemb.evaluate.diagnostics.neighbours import nearest
 from rayemb.evaluate.diagnostics.rankme import Spread, rankme, rankme_of, spread
 from rayemb.evaluate.diagnostics.registry import Diagnostic, Inputs, entry, registry
-from rayemb.evaluate.diagnostics.schur import (
-    Decomposition,
-    Moments,
-    SchurEntropy,
-    decompose,
-    entropies,
-    fourier_features,
-    frequencies,
-    moments,
-    residual_map,
-    residualize,
-    schur_entropy,
-)
+from rayemb.evaluate.diagnostics.schur import SchurEntropy, residual_map, residualize, schur_entropy
 from rayemb.evaluate.diagnostics.topological import Separability, persistence, plateau, separability
 from rayemb.evaluate.diagnostics.uniformity import (
     alignment,
@@ -52,13 +39,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = registry(
     entry("separability", "vectors", lambda i: separability(i.unit()), "higher", "S072: Ghalyan et al., 2023"),
     entry("intrinsic_dimension", "vectors", lambda i: intrinsic_dimension(i.unit()), "neither", "S070"),
     entry("label_sharpness", "vectors labels", lambda i: label_sharpness(i.unit(), i.need("labels")), "lower", "S070"),
-    entry(
-        "modality_gap",
-        "vectors pairs",
-        lambda i: modality_gap(i.unit(), i.unit("pairs")),
-        "lower",
-        "Liang et al., 2022",
-    ),
+    entry("modality_gap", "vectors pairs", lambda i: modality_gap(i.unit(), i.unit("pairs")), "lower", "Liang et al."),
     entry("schur_entropy", "vectors pairs", lambda i: schur_entropy(i.unit(), i.unit("pairs")), "neither", "S107"),
     entry("length_collapse", "vectors texts", lambda i: length_collapse(i.unit(), i.lengths()), "lower", "S183"),
     entry("utilisation", "vectors train", lambda i: utilisation(i.unit(), i.unit("train")), "lower", "S013"),
@@ -73,7 +54,6 @@ def possible(inputs: Inputs) -> list[str]:
 
 __all__ = [
     "DIAGNOSTICS",
-    "Decomposition",
     "Diagnostic",
     "Hubness",
     "Inputs",
@@ -81,17 +61,12 @@ __all__ = [
     "LabelSharpness",
     "LengthCollapse",
     "ModalityGap",
-    "Moments",
     "SchurEntropy",
     "Separability",
     "Spread",
     "Utilisation",
     "alignment",
     "collapse",
-    "decompose",
-    "entropies",
-    "fourier_features",
-    "frequencies",
     "high_frequency",
     "hubness",
     "intrinsic_dimension",
@@ -101,8 +76,6 @@ __all__ = [
     "mean_cosine",
     "mean_cosine_of",
     "modality_gap",
-    "moments",
-    "nearest",
     "negative_entropy",
     "persistence",
     "plateau",
