@@ -165,4 +165,5 @@ class _Before:
 
     def merge(self, *parts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Their sum."""
-        return np.sum(parts, axis=0)
+        total: NDArray[np.int64] = np.sum(parts, axis=0)
+        return total

@@ -22,6 +22,7 @@ from rayemb.evaluate.report import (
     Difference,
     DirectionResult,
     Estimate,
+    Example,
     Report,
     SplitResult,
     SystemResult,
@@ -187,7 +188,8 @@ def _report(
     digest: str,
     notes: list[str],
 ) -> Report:
-    results, examples = [], []
+    results: list[SplitResult] = []
+    examples: list[Example] = []
     for name in tasks:
         result = _result(config, name, found[name], systems, notes)
         if result is not None:

@@ -1,4 +1,4 @@
-"""Whether long texts' vectors grow alike, as attention averages over ever more tokens (S183; Zhou et al., 2025).
+"""Whether long texts' vectors grow alike, as attention averages over ever more tokens (S183; Zhou et al., 2024).
 
 Suffixes: N texts, D dimensions, K buckets of length, T tokens.
 """

@@ -32,12 +32,12 @@ def nearest(
         raise MetricError(f"{k} neighbours are wanted of {max(others, 0):,} others", where="k")
     # Distances do not see a shift, and products of centred vectors cancel less.
     mean_D = y_MD.mean(axis=0)
-    x_ND, y_MD = x_ND - mean_D, y_MD - mean_D
-    squares_M = (y_MD**2).sum(axis=1)
+    from_ND, to_MD = x_ND - mean_D, y_MD - mean_D
+    squares_M = (to_MD**2).sum(axis=1)
     rows_NK, distances_NK = np.empty((len(x_ND), k), np.int64), np.empty((len(x_ND), k))
     for start in range(0, len(x_ND), block):
         part = slice(start, start + block)
-        d_BM = squares_M - 2 * (x_ND[part] @ y_MD.T)
+        d_BM = squares_M - 2 * (from_ND[part] @ to_MD.T)
         if among is None:
             own = np.arange(len(d_BM))
             d_BM[own, start + own] = np.inf

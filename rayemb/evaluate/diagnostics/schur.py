@@ -1,6 +1,6 @@
 """What of the vectors their partners explain, what is their own, and how diverse each part is (S107).
 
-Ospanov & Farnia, 2025: images and their prompts. Second moments are not centred, as in the paper.
+Ospanov, Jalali & Farnia, 2024: images and their prompts. Second moments are not centred, as in the paper.
 Suffixes: N items, P dimensions of the condition (the prompt), D of the vectors, F frequencies.
 """
 
@@ -136,7 +136,9 @@ def frequencies(dim: int, *, seed: int, sigma: float = SIGMA, count: int = FREQU
 def fourier_features(vectors: Floats, frequencies_DF: NDArray[np.float64]) -> NDArray[np.float64]:
     """`(N, 2 F)` unit vectors whose inner products tend to exp(-‖x - y‖² / 2σ²) (Rahimi & Recht, 2007)."""
     at_NF: NDArray[np.float64] = as_vectors(vectors, "vectors") @ frequencies_DF
-    return np.concatenate([np.cos(at_NF), np.sin(at_NF)], axis=1) / frequencies_DF.shape[1] ** 0.5
+    features: NDArray[np.float64] = np.concatenate([np.cos(at_NF), np.sin(at_NF)], axis=1)
+    features /= frequencies_DF.shape[1] ** 0.5
+    return features
 
 
 def _means(of: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

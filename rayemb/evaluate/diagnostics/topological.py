@@ -19,18 +19,19 @@ from rayemb.evaluate.metrics.errors import MetricError
 class Separability(NamedTuple):
     """Functionals of the persistence times p, none of which sees scale or order.
 
-    As classes separate, a few long edges between clusters come to stand beside many short ones within. No functional
-    follows that on every model (on digits the first did, on unit vectors): log all and watch where they level out.
+    As classes separate, a few long edges between clusters come to stand beside many short ones within. On digits, over
+    the checkpoints of eight runs, the first followed the labelled silhouette of unit vectors (Spearman 0.98 or more),
+    `tail` nearly (0.90), `mean` mostly (-0.71), and `spread` hardly (-0.16). Log all.
     """
 
-    spread: float
-    """std(p) / max(p): rises as classes separate."""
-    mean: float
-    """mean(p) / max(p), in [0, 1]: falls."""
+    concentration: float
+    """1 - entropy, of -Σ q ln q / ln E with q = p / Σ p; in [0, 1], rises."""
     tail: float
-    """The share of all length that edges longer than mean + 2 std have, or that of the `clusters` - 1 longest."""
-    entropy: float
-    """-Σ q ln q / ln E of q = p / Σ p, in [0, 1]: falls."""
+    """The share of length in edges longer than mean + 2 std, or in the `clusters` - 1 longest; rises."""
+    mean: float
+    """mean(p) / max(p), the paper's, in [0, 1]; falls."""
+    spread: float
+    """std(p) / max(p); rises, but with the noise of the one longest edge."""
     edges: NDArray[np.float64]
     """`(E,)` float64, the persistence times, ascending, untrimmed and in the vectors' own unit."""
 
@@ -77,12 +78,12 @@ def separability(
     else:
         raise MetricError(f"expected 2 .. {len(p_E)}, got {clusters}", where="clusters")
     q_E = p_E[p_E > 0] / total
-    entropy = -float((q_E * np.log(q_E)).sum()) / np.log(len(p_E))
+    entropy = -float((q_E * np.log(q_E)).sum() / np.log(len(p_E)))
     return Separability(
-        spread=float(p_E.std()) / longest,
-        mean=total / len(p_E) / longest,
+        concentration=min(max(1 - entropy, 0.0), 1.0),
         tail=float(tail.sum()) / total,
-        entropy=max(float(entropy), 0.0),
+        mean=total / len(p_E) / longest,
+        spread=float(p_E.std()) / longest,
         edges=edges,
     )
 
@@ -113,7 +114,8 @@ def plateau(scores: Sequence[float], *, window: int = 3, tolerance: float = 0.02
     """The first evaluation (from 0) at which a score has levelled out; None where it has not.
 
     That is, where none of the last `window` steps from one evaluation to the next changed it by more than `tolerance`
-    of itself.
+    of itself. On digits `concentration` still grew by more than 2 % a step long after the accuracy had stopped growing,
+    and 10 % stopped within one point of the best checkpoint.
     """
     if window < 1 or not tolerance > 0:
         raise MetricError(f"no plateau with window {window} and tolerance {tolerance}", where="window, tolerance")

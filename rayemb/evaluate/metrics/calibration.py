@@ -20,7 +20,7 @@ class ReliabilityBins(NamedTuple):
 
     low: NDArray[np.float64]  # (B,) exclusive, but for a confidence of 0
     high: NDArray[np.float64]  # (B,) inclusive
-    count: NDArray[np.int64]  # (B,)
+    rows: NDArray[np.int64]  # (B,)
     confidence: NDArray[np.float64]  # (B,) mean of what was said
     accuracy: NDArray[np.float64]  # (B,) mean of what was right
 
@@ -128,7 +128,7 @@ def _probabilities(
     _refuse((y_N < 0) | (y_N >= p_NC.shape[1]), y_N, "is no class", "labels", f"0 to {p_NC.shape[1] - 1}")
     bad_NC = ~((p_NC >= 0) & (p_NC <= 1))
     first_N = p_NC[np.arange(len(p_NC)), bad_NC.argmax(axis=1)]
-    _refuse(bad_NC.any(axis=1), first_N, "is no probability", "probabilities", "between 0 and 1")
+    _refuse(np.asarray(bad_NC.any(axis=1)), first_N, "is no probability", "probabilities", "between 0 and 1")
     sums_N = p_NC.sum(axis=1)
     _refuse(np.abs(sums_N - 1) > SUM, sums_N, "is the sum", "probabilities", "rows add up to 1: give a softmax")
     return p_NC, y_N

@@ -183,7 +183,8 @@ def _matched(
     rows, columns = linear_sum_assignment(gain_KC, maximize=True)
     class_of_K = np.full(len(counts_KC), -1)
     class_of_K[rows] = columns
-    return (class_of_K[member_N] == class_N).astype(np.float64)
+    hits: NDArray[np.float64] = (class_of_K[member_N] == class_N).astype(np.float64)
+    return hits
 
 
 def _some(names: Collection[int], most: int = 8) -> str:

@@ -122,7 +122,7 @@ def class_retrieval(
         rank_Q[part] = 1 + ((s_BM >= best_B[:, None]) & ~own_BM).sum(axis=1)
         most = int(relevant_Q[part].max(initial=0))
         if most:
-            own_BK = np.take_along_axis(own_BM, _first(s_BM, own_BM, most), axis=1)
+            own_BK = np.take_along_axis(own_BM, _first(s_BM, most), axis=1)
             r_precision[part], map_at_r[part] = _at_r(own_BK, relevant_Q[part])
     return _result(rank_Q, r_precision, map_at_r, relevant_Q, l_Q, ks)
 
@@ -184,15 +184,10 @@ def class_retrieval_of_lists(
     return _result(rank_Q, r_precision, map_at_r, relevant_Q, l_Q, ks)
 
 
-def _first(s_BM: NDArray[np.float64], own_BM: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
-    """The first `most` candidates `(B, most)` of each query; of exactly equal scores, other classes first."""
+def _first(s_BM: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """The first `most` candidates `(B, most)` of each query. No own one equals another: each has lost its tie."""
     at_BK = np.argpartition(-s_BM, most - 1, axis=1)[:, :most]
-    cut_B = np.take_along_axis(s_BM, at_BK, axis=1).min(axis=1)
-    # A partition takes any of those that are equal at the cut; where a choice was, sort the row.
-    chosen = np.flatnonzero((s_BM >= cut_B[:, None]).sum(axis=1) > most)
-    at_BK[chosen] = np.lexsort((own_BM[chosen], -s_BM[chosen]), axis=-1)[:, :most]
-    s_BK, own_BK = np.take_along_axis(s_BM, at_BK, axis=1), np.take_along_axis(own_BM, at_BK, axis=1)
-    return np.take_along_axis(at_BK, np.lexsort((own_BK, -s_BK), axis=-1), axis=1)
+    return np.take_along_axis(at_BK, np.argsort(-np.take_along_axis(s_BM, at_BK, axis=1), axis=1), axis=1)
 
 
 def _at_r(own_BK: NDArray[np.bool_], relevant_B: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -7,7 +7,7 @@ items, so that it streams: `class_moments` of each chunk, `merge_moments` in any
 Suffixes: N items, C classes, D dimensions.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,30 +43,30 @@ class NaiveBayes(NamedTuple):
     biases: NDArray[np.float64]  # (C,)
     variance: NDArray[np.float64]  # (D,) the shared one
 
-    def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    def scores(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """The log joint probability `(N, C)` of each class, less what all classes of an item have in common."""
         x_ND = _vectors(vectors, "vectors")
         if x_ND.shape[1] != len(self.centre):
             raise MetricError(f"{x_ND.shape[1]} dimensions; the probe has {len(self.centre)}", where="vectors")
         return np.asarray((x_ND - self.centre) @ self.weights.T + self.biases)
 
-    def predict(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+    def predict(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
         """The class `(N,)` of the highest score; of equal ones the lowest number."""
         found: NDArray[np.int64] = self.classes[self.scores(vectors).argmax(axis=1)]
         return found
 
-    def probabilities(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    def probabilities(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """The posterior `(N, C)`. Dimensions that say the same are counted twice: expect it far too sure."""
         s_NC = self.scores(vectors)
         e_NC = np.exp(s_NC - s_NC.max(axis=1, keepdims=True))
         return np.asarray(e_NC / e_NC.sum(axis=1, keepdims=True))
 
-    def hits(self, vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    def hits(self, vectors: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
         """Per item `(N,)`: 1 where its class scores highest, alone; a tie (within rounding) is a miss."""
         return won(self.scores(vectors), self.classes, labels)
 
 
-def class_moments(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> ClassMoments:
+def class_moments(vectors: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> ClassMoments:
     """The moments of a chunk: `vectors` `(N, D)` floats, `labels` `(N,)` integers, N ≥ 0; O(N D) time, O(C D) memory.
 
     Raises MetricError for wrong shapes and non-finite vectors.
@@ -154,4 +154,5 @@ def won(scores: NDArray[np.float64], classes: NDArray[np.int64], labels: NDArray
     mine_N = rest_NC[rows, at_N].copy()
     rest_NC[rows, at_N] = -np.inf
     tie_N = TIE * np.ptp(scores, axis=1)
-    return (mine_N - rest_NC.max(axis=1, initial=-np.inf) > tie_N).astype(np.float64)
+    hits: NDArray[np.float64] = (mine_N - rest_NC.max(axis=1, initial=-np.inf) > tie_N).astype(np.float64)
+    return hits

@@ -5,7 +5,7 @@ Suffixes: N training items, Q test items, C classes, D dimensions, S numbers of 
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +61,9 @@ class LearningCurves(NamedTuple):
 
 
 def linear_probe(
-    train: NDArray[np.float32],
+    train: NDArray[np.floating[Any]],
     labels_train: NDArray[np.int64],
-    test: NDArray[np.float32],
+    test: NDArray[np.floating[Any]],
     labels_test: NDArray[np.int64],
     *,
     strengths: Sequence[float] = STRENGTHS,
@@ -101,9 +101,9 @@ def linear_probe(
 
 
 def bayes_probe(
-    train: NDArray[np.float32],
+    train: NDArray[np.floating[Any]],
     labels_train: NDArray[np.int64],
-    test: NDArray[np.float32],
+    test: NDArray[np.floating[Any]],
     labels_test: NDArray[np.int64],
     *,
     shrinkage: float | None = None,
@@ -118,9 +118,9 @@ def bayes_probe(
 
 
 def learning_curves(
-    train: NDArray[np.float32],
+    train: NDArray[np.floating[Any]],
     labels_train: NDArray[np.int64],
-    test: NDArray[np.float32],
+    test: NDArray[np.floating[Any]],
     labels_test: NDArray[np.int64],
     *,
     shots: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
@@ -170,9 +170,9 @@ Checked = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDA
 
 
 def _checked(
-    train: NDArray[np.float32],
+    train: NDArray[np.floating[Any]],
     labels_train: NDArray[np.int64],
-    test: NDArray[np.float32],
+    test: NDArray[np.floating[Any]],
     labels_test: NDArray[np.int64],
 ) -> Checked:
     """All that can be wrong, before the first fit."""

@@ -66,8 +66,8 @@ def class_vectors(sentences: NDArray[np.float32], owners: NDArray[np.int64]) -> 
     count_C = np.bincount(owner_P)
     if not count_C.all():
         raise MetricError(f"class {int(np.argmin(count_C > 0))} has no sentence", where="owners")
-    sum_CD = np.zeros((len(count_C), x_PD.shape[1]))
-    np.add.at(sum_CD, owner_P, x_PD)
+    starts_C = np.concatenate([[0], np.cumsum(count_C)[:-1]])
+    sum_CD = np.add.reduceat(x_PD[np.argsort(owner_P, kind="stable")], starts_C, axis=0)
     vectors: NDArray[np.float32] = _unit(sum_CD / count_C[:, None]).astype(np.float32)
     return vectors
 

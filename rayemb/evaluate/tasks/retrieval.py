@@ -279,31 +279,30 @@ def _task(
             raise EvaluateError(f"query {query!r} judges document {document!r} twice", where=judged.where(at))
         pairs[pair] = int(grades[at])
     excluded = _excluded(config, asked, rows)
-    for query, documents in excluded.items():
-        for document in documents:
-            pairs.pop((query, document), None)
-    answerable = sorted({query for (query, _), grade in pairs.items() if grade >= config.relevant_from})
+    for asking, gone in excluded.items():
+        for row in gone:
+            pairs.pop((asking, row), None)
+    answerable = sorted({asking for (asking, _), value in pairs.items() if value >= config.relevant_from})
     if not answerable:
         raise EvaluateError("no query has a relevant document", where=judged.uri)
-    place = {query: at for at, query in enumerate(answerable)}
-    kept = [(place[query], row, grade) for (query, row), grade in pairs.items() if query in place]
-    wide = max((len(excluded.get(query, ())) for query in answerable), default=0)
-    excluded_QE = np.full((len(answerable), wide), -1, np.int64)
-    for query in answerable:
-        found = sorted(excluded.get(query, ()))
-        excluded_QE[place[query], : len(found)] = found
+    new_row = {asking: at for at, asking in enumerate(answerable)}
+    kept = [(new_row[asking], row, value) for (asking, row), value in pairs.items() if asking in new_row]
+    left_out = [sorted(excluded.get(asking, set())) for asking in answerable]
+    excluded_QE = np.full((len(answerable), max(map(len, left_out))), -1, np.int64)
+    for at, gone_rows in enumerate(left_out):
+        excluded_QE[at, : len(gone_rows)] = gone_rows
     columns = [np.array(column, np.int64) for column in zip(*kept, strict=True)]
     return Retrieval(
         config,
         where,
         joined_digest(asked.digest, judged.digest, digest),
-        [query_ids[query] for query in answerable],
-        [query_texts[query] for query in answerable],
+        [query_ids[asking] for asking in answerable],
+        [query_texts[asking] for asking in answerable],
         ids,
         texts,
         Judgements.of(columns[0], columns[1], columns[2], len(answerable)),
         excluded_QE,
-        len({query for query, _ in pairs}) - len(answerable),
+        len({asking for asking, _ in pairs}) - len(answerable),
     )
 
 

@@ -90,7 +90,7 @@ def confusion(vectors: NDArray[np.float32], labels: NDArray[np.int64], names: Se
         kept = np.sort(np.argsort(-(off + off.T).max(axis=1), kind="stable")[:CLASSES])
         note = f"The {CLASSES} of {len(names):,} classes that are confused most; shares are of all neighbours."
     return Confusion(
-        labels=tuple(short(names[n], 40) for n in kept),
+        labels=tuple(short(names[int(n)], 40) for n in kept),
         shares=tuple(tuple(shares[a, b].item() for b in kept) for a in kept),
         note=note,
     )

@@ -55,11 +55,11 @@ def test_bins_are_those_of_scikit_learn(scheme: str, strategy: str) -> None:
     _, _, _, bins = calibration(confidence, hits, bins=12, scheme=scheme)  # type: ignore[arg-type]
     assert bins.accuracy == pytest.approx(accuracy, abs=1e-9)
     assert bins.confidence == pytest.approx(said, abs=1e-9)
-    assert bins.count.sum() == 400
+    assert bins.rows.sum() == 400
     if scheme == "mass":
-        assert np.ptp(bins.count) <= 2
+        assert np.ptp(bins.rows) <= 2
     inside = [((confidence > a) & (confidence <= b)).sum() for a, b in zip(bins.low[1:], bins.high[1:], strict=True)]
-    assert inside == bins.count[1:].tolist()
+    assert inside == bins.rows[1:].tolist()
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=60), st.integers(1, 10))
@@ -72,7 +72,7 @@ def test_confidences_on_the_edges_and_all_alike(items: list[tuple[int, bool]], b
     order = np.random.default_rng(0).permutation(len(items))
     again = calibration(confidence[order], hits[order], bins=bins, scheme="mass")
     assert mass.ece == pytest.approx(again.ece, abs=1e-12)  # equal confidences are never parted
-    assert mass.bins.count.tolist() == again.bins.count.tolist()
+    assert mass.bins.rows.tolist() == again.bins.rows.tolist()
     assert mass.ece >= abs(mass.overconfidence) - 1e-12
 
 
@@ -80,7 +80,7 @@ def test_confidences_on_the_edges_and_all_alike(items: list[tuple[int, bool]], b
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_a_constant_model_has_one_bin(scheme: str, value: float) -> None:
     found = calibration(np.full(8, value), np.array([1, 0] * 4), scheme=scheme)  # type: ignore[arg-type]
-    assert found.bins.count.tolist() == [8]
+    assert found.bins.rows.tolist() == [8]
     assert found.ece == found.mce == pytest.approx(abs(value - 0.5))
 
 

@@ -86,9 +86,16 @@ def world(
 
 
 @pytest.mark.parametrize(
-    ("seeds", "by_seed", "by_cluster"), [(1, 0.0, 0.3), (3, 0.5, 0.1), (3, 0.1, 0.3), (5, 0.1, 0.3), (5, 0.0, 0.3)]
+    ("seeds", "by_seed", "by_cluster", "paired"),
+    [
+        (1, 0.0, 0.3, True),
+        (3, 0.5, 0.1, True),
+        (3, 0.1, 0.3, False),
+        (5, 0.1, 0.3, True),
+        (5, 0.1, 0.3, False),
+        (5, 0.0, 0.3, True),
+    ],
 )
-@pytest.mark.parametrize("paired", [True, False])
 def test_covers_the_truth_and_errs_as_often_as_it_says(
     seeds: int, by_seed: float, by_cluster: float, paired: bool
 ) -> None:
