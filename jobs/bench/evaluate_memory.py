@@ -3,7 +3,7 @@
 `python jobs/bench/evaluate_memory.py [--rows 1000000] [--queries 1000]`. The bound: every part stays under 4 GB.
 
 search: the 100 best rows of each query (retrieval, kNN); ranks: the rank of its best relevant row (image-text recall).
-Neither part imports more than it needs; the peak is the process's own (VmHWM), Python and its libraries included.
+The peak is the process's own (VmHWM), Python and its libraries included.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 BOUND_GB = 4.0
@@ -28,7 +29,7 @@ def table(folder: str, rows: int, dim: int) -> str:
     schema = embeddings_schema([], dim, "bench", images=False)
     rng = np.random.default_rng(0)
 
-    def batches():  # type: ignore[no-untyped-def]
+    def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, rows, 50_000):
             count = min(50_000, rows - start)
             x = rng.standard_normal((count, dim)).astype(np.float32)
@@ -75,7 +76,7 @@ def main() -> int:
     parser.add_argument("--part", nargs=2, metavar=("NAME", "TABLE"))
     args = parser.parse_args()
     if args.part:
-        sys.stdout.write(json.dumps(part(*args.part, args.queries)) + "\n")
+        sys.stdout.write(json.dumps(part(args.part[0], args.part[1], args.queries)) + "\n")
         return 0
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:

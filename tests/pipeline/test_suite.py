@@ -38,7 +38,7 @@ def workspace(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str
         RunConfig, None, [f"workspace={folder}", "corpus.source.limit=600", "corpus.source.rows_per_unit=256"]
     )
     run_stage("corpus", config)
-    tiny_model(["red heart", "a dog", "a cat"]).save(config.uri("model"))
+    tiny_model(["red heart", "a dog", "a cat"], 0).save(config.uri("model"))
     return folder
 
 

@@ -23,6 +23,8 @@ from rayemb.evaluate.tasks.vectors import diagnose, text_vectors
 
 SPARE = 16
 """Places beyond the deepest cut-off: ties at the cut are then the metric's to judge and not the search's."""
+WHOLE = ("map", "mrr", "ndcg", "r_precision")
+"""Measures that need no cut-off; a search then gives its first 1,000 (more where a query has more), as runs of TREC."""
 OURS = {
     "id": ["id", "_id"],
     "query": ["query", "query-id", "query_id"],
@@ -37,9 +39,10 @@ def checked_measures(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
         base, at, depth = name.partition("@")
         cut = depth.isascii() and depth.isdigit() and int(depth) > 0
-        if base not in IR_MEASURES or bool(at) == (base == "r_precision") or (at and not cut):
+        fits = (cut and base != "r_precision") if at else base in WHOLE
+        if base not in IR_MEASURES or not fits:
             names = ", ".join(f"{m}@k" for m in IR_MEASURES if m != "r_precision")
-            raise ValueError(f"there is no measure {name!r}; there are {names} and r_precision")
+            raise ValueError(f"there is no measure {name!r}; there are {names}, and {', '.join(WHOLE)} of whole lists")
     return value
 
 
