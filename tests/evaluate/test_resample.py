@@ -9,7 +9,7 @@ from rayemb.config import from_mapping
 from rayemb.evaluate.errors import EvaluateError
 from rayemb.evaluate.metrics import bootstrap_interval, correlation, paired_bootstrap
 from rayemb.evaluate.resample import differences, estimates
-from rayemb.evaluate.tasks import FewShotConfig, Items, STSConfig
+from rayemb.evaluate.tasks import ClusteringConfig, FewShotConfig, Items, STSConfig
 
 MEAN = from_mapping(FewShotConfig, {"data": {"file": "x.jsonl"}})
 STS = from_mapping(STSConfig, {"data": "x.jsonl"})
@@ -57,6 +57,16 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         assert found.high is not None
         inside += found.low <= 0.6 <= found.high
     assert 88 <= inside <= 100
+
+
+def test_an_interval_holds_its_figure_where_draws_are_biased() -> None:
+    rng = np.random.default_rng(5)
+    config = from_mapping(ClusteringConfig, {"data": {"file": "x.jsonl"}, "measures": ["v_measure"]})
+    label = rng.integers(0, 10, 120)
+    found = estimates(config, items(label=label, assigned=rng.integers(0, 10, 120)), seed=0)["v_measure"]
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
 
 
 def test_draws_are_of_whole_clusters() -> None:
