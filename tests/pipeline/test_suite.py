@@ -35,7 +35,7 @@ def workspace(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str
     """A corpus of the demo's drawings, and a model that was never trained."""
     folder = str(tmp_path_factory.mktemp("suite"))
     config = load(
-        RunConfig, None, [f"workspace={folder}", "corpus.source.limit=600", "corpus.source.rows_per_unit=256"]
+        RunConfig, None, [f"workspace={folder}", "corpus.source.limit=1500", "corpus.source.rows_per_unit=256"]
     )
     run_stage("corpus", config)
     tiny_model(["red heart", "a dog", "a cat"], 0).save(config.uri("model"))

@@ -28,7 +28,7 @@ class ImageTextConfig(TaskConfig):
     corpus: str = Field(description="a corpus of pairs of images and texts")
     split: str = Field("zero_shot", description="its split")
     search: Literal["text→image", "image→text"] = Field("text→image", description="what looks for what")
-    ks: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="cut-offs of recall@k; the last is the main one")
+    ks: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="cut-offs of recall@k; the first is the main one")
     max_rows: int = Field(5000, ge=2, description="pairs, at most: the first of the split")
 
     @property
