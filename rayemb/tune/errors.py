@@ -1,0 +1,7 @@
+"""The error of sweeps."""
+
+from rayemb.errors import RayembError
+
+
+class TuneError(RayembError):
+    """A sweep that cannot start, or in which no trial finished."""
