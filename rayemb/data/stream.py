@@ -53,13 +53,17 @@ class LoaderConfig(Config):
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """All that decides what a stream yields. `entries` have their URIs; `state`: where to begin, null for the start."""
+    """All that decides what a stream yields. `entries` have their URIs; `state`: where to begin, null for the start.
+
+    `until`: the stream pauses after so many steps of the run; null: it does not.
+    """
 
     entries: Mapping[str, CorpusEntry]
     mix: MixConfig
     batch_size: int
     seed: int
     state: dict[str, Any] | None = None
+    until: int | None = None
 
 
 def open_members(entries: Mapping[str, CorpusEntry]) -> list[Member]:
@@ -113,7 +117,7 @@ class PlanServer:
         )
         self._world = world
         self._batches: dict[int, GlobalBatch] = {}
-        self._asked, self._pause_after = -1, -1
+        self._asked, self._pause_after = -1, (settings.until or 0) - 1
         self._ahead = self._planner.next()
 
     def step_piece(self, step: int, rank: int, decoders: int) -> StepPiece | None:
