@@ -121,7 +121,9 @@ class PBTConfig(SchedulerConfig):
             fix = f"search what a training can change on its way ({', '.join(_CHANGEABLE)}), or use another scheduler"
             structural = parameter.needs or any(o.constants is not None for o in parameter.distribution.options)
             if structural or not key.startswith(_CHANGEABLE) or key.endswith((".name", ".kind")):
-                raise TuneError("population-based training changes settings in mid-training, and not this", where, fix)
+                raise TuneError(
+                    "population-based training changes settings in mid-training, and not this", where=where, fix=fix
+                )
             if key.endswith(".temperature") and any(_learned(config, key) for config in corners):
                 raise TuneError(
                     "the temperature is learned, and a checkpoint brings its own: a new start of it changes nothing",

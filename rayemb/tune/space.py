@@ -284,7 +284,8 @@ def _options(kind: str, arguments: Sequence[Any]) -> list[Any]:
     options = list(arguments[0])
     if not options:
         raise ValueError(f"the list of {kind} is empty")
-    if twice := [option for number, option in enumerate(options) if option in options[:number]]:
+    written = [repr(option) for option in options]  # to Python, 1 and true are equal
+    if twice := [option for number, option in enumerate(options) if written[number] in written[:number]]:
         raise ValueError(f"{twice[0]!r} is in the list of {kind} twice")
     return options
 

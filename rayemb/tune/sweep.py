@@ -26,7 +26,7 @@ from rayemb.tune.record import FILE, Recorder, front, load_record, write_best
 from rayemb.tune.schedulers import NoneConfig, PBTConfig
 from rayemb.tune.search import Objectives
 from rayemb.tune.settings import applied, check_space
-from rayemb.tune.trial import Plan, budgets, run_trial, trial_config
+from rayemb.tune.trial import Plan, budgets, run_trial, tidy
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def sweep(
     Raises TuneError before any trial as `check_sweep` does, if the cluster is too small, or if the folder holds
     another sweep; and if no trial reported anything. Needs a connected Ray.
     """
-    corners = [trial_config(corner, config, {}) for corner in check_sweep(config, base)]
+    corners = check_sweep(config, base)
     corpus = Corpus.open(corpus_uri)
     said = config.model_dump(mode="json", exclude=HOW)
     document = json.dumps([base.outcome, said, corpus.digest], sort_keys=True)
@@ -188,7 +188,7 @@ def _tuner(plan: Plan, corners: list[TrainConfig], concurrent: int, fingerprint:
         )
     space = config.space
     population = isinstance(config.scheduler, PBTConfig)
-    budget = max(budgets(config, corner.steps)[-1][1] for corner in corners)
+    budget = max(budgets(config, corner.steps, plan.every)[-1][1] for corner in corners)
     metric = _compared(config) or ""
     mode = config.objectives.get(metric, "max")
     searcher = (
@@ -234,8 +234,9 @@ def _finished(plan: Plan, note: str, out_of_time: bool) -> SweepResult:
         record |= {"state": "interrupted", "note": note or "run again to go on"}
     found = front(record["trials"], plan.config.objectives)
     record["best"] = [trial["id"] for trial in found]
-    if whole and plan.config.keep_models == "best":
-        for trial in record["trials"]:
+    for trial in record["trials"] if whole else ():
+        tidy(storage.join(plan.place(trial["id"]), "runs"))
+        if plan.config.keep_models == "best":
             if trial["model"] and trial["id"] not in record["best"]:
                 storage.delete(trial["model"])
                 trial["model"] = None

@@ -42,6 +42,11 @@ class Plan:
     uri: str  # of the sweep
     name: str
 
+    @property
+    def every(self) -> int:
+        """Steps between a trial's reports."""
+        return report_every(self.config, self.base)
+
     def place(self, trial: str) -> str:
         """The folder of a trial."""
         return storage.join(self.uri, "trials", trial)
@@ -60,7 +65,7 @@ def trial_config(base: TrainConfig, config: TuneConfig, settings: Mapping[str, A
 
     Raises TuneError as `applied` does.
     """
-    every = config.report_every
+    every = report_every(config, base)
     often = {"logging.every": every, "evaluation.every": every, "checkpoints.every": every}
     if isinstance(config.scheduler, PBTConfig):
         # Others may take over a checkpoint long after it was written.
@@ -68,13 +73,18 @@ def trial_config(base: TrainConfig, config: TuneConfig, settings: Mapping[str, A
     return applied(base, {**often, **config.set, **settings})
 
 
-def budgets(config: TuneConfig, steps: int) -> list[tuple[float, int]]:
+def report_every(config: TuneConfig, base: TrainConfig) -> int:
+    """Steps between a trial's reports."""
+    return config.report_every or int(config.set.get("evaluation.every", base.evaluation.every))
+
+
+def budgets(config: TuneConfig, steps: int, every: int) -> list[tuple[float, int]]:
     """The shares of the data that a trial is trained on, one after the other, each with its budget.
 
     `[(1.0, n)]` where the fidelity is the steps: n reports, the last one rounded up.
     """
     if config.fidelity.name == "steps":
-        return [(1.0, math.ceil(steps / config.report_every))]
+        return [(1.0, math.ceil(steps / every))]
     factor = config.scheduler.reduction_factor  # type: ignore[union-attr]
     rungs = max(1, round(math.log(1 / config.fidelity.least) / math.log(factor)))
     return [(factor ** float(rung - rungs), factor**rung) for rung in range(rungs + 1)]
@@ -123,24 +133,24 @@ def run_trial(plan: Plan, draw: Mapping[str, Any]) -> None:
 def _alone(plan: Plan, trial: str, config: TrainConfig, tracked: Tracked) -> None:
     """One training, or one for each share of the data."""
     needed = [name for name in plan.config.objectives if name not in plan.config.measured]
-    rungs = budgets(plan.config, config.steps)
+    rungs = budgets(plan.config, config.steps, plan.every)
     place = plan.place(trial)
     for share, budget in rungs:
         last = budget == rungs[-1][1]
         part = at_fraction(config, share)
         name = "model" if last else f"model-{budget}"
         runs = storage.join(place, "runs")
-        callbacks = [Reports(needed, plan.config.report_every, config.steps)] if len(rungs) == 1 else None
+        callbacks = [Reports(needed, plan.every, config.steps)] if len(rungs) == 1 else None
         model_uri = storage.join(place, name)
         model = train(part, plan.corpus_uri, model_uri, runs, callbacks=callbacks, tracked=tracked)
         figures = _measured(plan, model, model_uri, part) if last else {}
-        _tidy(runs)
+        tidy(runs)
         tune.report({**_last(model), **figures, BUDGET: budget, FINISHED: last})
 
 
 def _population(plan: Plan, trial: str, config: TrainConfig, tracked: Tracked) -> None:
     """A training in stretches, each from the checkpoint that Tune points to: this trial's own or a better one's."""
-    every = plan.config.report_every * plan.config.scheduler.interval  # type: ignore[union-attr]
+    every = plan.every * plan.config.scheduler.interval  # type: ignore[union-attr]
     step, begin, schedule = _pointed()
     schedule = [*schedule, {"step": step, "trial": trial, "settings": dict(tracked.tags)}]
     while True:
@@ -155,15 +165,13 @@ def _population(plan: Plan, trial: str, config: TrainConfig, tracked: Tracked) -
         row = {**position["metrics"], "schedule": json.dumps(schedule)}
         if model is not None:
             # A little less than the next exploit's time: it would come too late for anything.
-            budget = (step - 1) / plan.config.report_every
-            tune.report(
-                {**row, **_measured(plan, model, plan.model_uri(trial), config), BUDGET: budget, FINISHED: True}
-            )
+            figures = _measured(plan, model, plan.model_uri(trial), config)
+            tune.report({**row, **figures, BUDGET: (step - 1) / plan.every, FINISHED: True})
             return
         with tempfile.TemporaryDirectory() as folder:
             pointer = {"step": step, "checkpoint": begin, "schedule": schedule}
             Path(folder, POINTER).write_text(json.dumps(pointer), encoding="utf-8")
-            report = {**row, BUDGET: step / plan.config.report_every, FINISHED: False}
+            report = {**row, BUDGET: step / plan.every, FINISHED: False}
             tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
@@ -215,7 +223,7 @@ def _last(model: Model) -> dict[str, Any]:
     return dict(model.info["training"][-1])
 
 
-def _tidy(runs_uri: str) -> None:
+def tidy(runs_uri: str) -> None:
     """Removes the checkpoints of trainings that are over; what they reported stays."""
     for file in storage.list_files(runs_uri, f"/{POSITION}"):
         folder = file.rsplit(f"/{FOLDER}/", 1)[0]
