@@ -236,10 +236,9 @@ def _finished(plan: Plan, note: str, out_of_time: bool) -> SweepResult:
     record["best"] = [trial["id"] for trial in found]
     for trial in record["trials"] if whole else ():
         tidy(storage.join(plan.place(trial["id"]), "runs"))
-        if plan.config.keep_models == "best":
-            if trial["model"] and trial["id"] not in record["best"]:
-                storage.delete(trial["model"])
-                trial["model"] = None
+        if plan.config.keep_models == "best" and trial["model"] and trial["id"] not in record["best"]:
+            storage.delete(trial["model"])
+            trial["model"] = None
     storage.write_json(storage.join(plan.uri, FILE), record)
     write_best(plan, found)
     return _result(plan, record)

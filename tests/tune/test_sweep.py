@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from rayemb.config import load
 from rayemb.models import Model
 from rayemb.pipeline import RunConfig
 from rayemb.train.sinks import read_rows
+from rayemb.tune.sweep import _time_limit
 
 pytestmark = pytest.mark.slow
 
@@ -178,15 +180,46 @@ def test_a_population_takes_over_weights_and_leaves_a_schedule(head: Head, works
         assert model.info["temperature"] == pytest.approx(trial["settings"]["loss.temperature"], rel=1e-3)
 
 
-def test_a_share_of_the_data_is_a_fidelity_and_time_ends_a_sweep(head: Head, workspace: Path) -> None:
+def test_ctrl_c_leaves_a_result_and_trials_go_on_over_shares_of_the_data(head: Head, workspace: Path) -> None:
     settings = ["tune.name=shares", "tune.search={loss.temperature: 'loguniform(0.02, 0.5)'}", "tune.trials=2"]
     settings += ["train.steps=8", "tune.report_every=2", "tune.fidelity={name: fraction, least: 0.5}"]
     settings += ["tune.searcher=tpe", "tune.scheduler={name: hyperband, reduction_factor: 2}"]
-    stopped = done(head, workspace, [*settings, "tune.minutes=0.02"]) if False else None
+    process = command(head, workspace, ["tune"], settings)
+    deadline = time.monotonic() + DEADLINE_S
+    try:
+        while not any(trial["curve"] for trial in (record(workspace, settings) or {"trials": []})["trials"]):
+            assert process.poll() is None, (workspace / "log").read_text()[-4000:]
+            assert time.monotonic() < deadline, (workspace / "log").read_text()[-4000:]
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == 0, (workspace / "log").read_text()[-4000:]
+    finally:
+        process.kill()
+    stopped = record(workspace, settings)
+    assert stopped is not None
+    assert stopped["state"] == "interrupted"
+    assert "stopped" in {trial["state"] for trial in stopped["trials"]}
+    assert stopped["best"]
+    assert (workspace / "sweeps/shares/best.yaml").exists()
     after = done(head, workspace, settings)
-    assert stopped is None
+    assert after["state"] == "finished"
+    assert len(after["trials"]) == 2
     whole = [trial for trial in after["trials"] if trial["state"] == "finished"]
     assert whole
     for trial in whole:
         assert [row["step"] for row in trial["curve"]] == [4, 8]
         assert Model.load(trial["model"]).info["config"]["corpora"]["main"]["fraction"] == 1.0
+        half = Model.load(str(Path(trial["model"]).with_name("model-1")))
+        assert half.info["config"]["corpora"]["main"]["fraction"] == 0.5
+
+
+def test_when_the_time_is_over_tune_is_told_as_by_ctrl_c() -> None:
+    told = threading.Event()
+    before = signal.getsignal(signal.SIGUSR1)
+    with _time_limit(0.5 / 60) as over:
+        signal.signal(signal.SIGUSR1, lambda *_: told.set())  # as Tune does
+        assert told.wait(10)
+        assert over.is_set()
+    assert signal.getsignal(signal.SIGUSR1) == before
+    with _time_limit(None) as over:
+        assert not over.is_set()
