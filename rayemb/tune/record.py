@@ -13,11 +13,12 @@ training alone: from which step on which settings held, with the trials that the
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 
 from rayemb import storage
@@ -239,7 +240,12 @@ def _figures(result: Mapping[str, Any], plan: Plan) -> dict[str, float]:
 
 
 def _error(trial: Trial) -> str:
-    error = trial.get_pickled_error() or trial.get_error()
+    error: Any = None
+    if (path := trial.pickled_error_file) and os.path.exists(path):
+        # Here, and not yet where Tune keeps it, when a trial is about to be tried again.
+        with open(path, "rb") as file:
+            error = cloudpickle.load(file)
+    error = error or trial.get_pickled_error() or trial.get_error()
     if error is None:
         return "no error given"
     cause: Any = getattr(error, "cause", None) or error

@@ -13,10 +13,12 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.search import BasicVariantGenerator
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayemb import storage
 from rayemb.config import dump
 from rayemb.data import Corpus
+from rayemb.data.shared import forget
 from rayemb.progress import Progress
 from rayemb.storage import environment
 from rayemb.train import TrainConfig
@@ -40,6 +42,9 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "2",
     # What is only measured at a trial's end is no metric of the reports before.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Our own progress tells of trials and their errors.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
@@ -164,6 +169,8 @@ def sweep(
             tuner.fit()
         except KeyboardInterrupt:
             note = "Ctrl-C, twice"
+        finally:
+            _forget(plan.shared)
         out_of_time = limit.is_set()
     return _finished(plan, note, out_of_time)
 
@@ -214,6 +221,15 @@ def _tuner(plan: Plan, corners: list[TrainConfig], concurrent: int, fingerprint:
             verbose=0,
         ),
     )
+
+
+def _forget(name: str) -> None:
+    """Removes the decoded rows that trials shared, on every machine that is there."""
+    with contextlib.suppress(ray.exceptions.RayError):
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        placed = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+        remote = ray.remote(num_cpus=0)(forget)
+        ray.get([remote.options(scheduling_strategy=here).remote(name) for here in placed], timeout=60)
 
 
 def _finished(plan: Plan, note: str, out_of_time: bool) -> SweepResult:

@@ -43,6 +43,11 @@ class Plan:
     name: str
 
     @property
+    def shared(self) -> str:
+        """The name under which the trials of one machine share what they decode."""
+        return f"sweep-{storage.sha256_bytes(self.uri.encode())[:16]}"
+
+    @property
     def every(self) -> int:
         """Steps between a trial's reports."""
         return report_every(self.config, self.base)
@@ -120,12 +125,13 @@ def run_trial(plan: Plan, draw: Mapping[str, Any]) -> None:
     """Trains with a draw's settings, reporting to Tune; called again, it goes on from what it finds."""
     trial = str(tune.get_context().get_trial_id())
     settings = plan.config.space.settings(draw)
-    config = _logged(plan.trained(settings), plan, trial)
+    config = plan.trained(settings)
+    write_config(plan, trial, config)
+    config = _own(config, plan, trial)
     tracked = Tracked(
         f"{plan.name}-{trial}",
         {"sweep": plan.name, "trial": trial, **{key: json.dumps(value) for key, value in settings.items()}},
     )
-    write_config(plan, trial, config)
     run = _population if isinstance(plan.config.scheduler, PBTConfig) else _alone
     run(plan, trial, config, tracked)
 
@@ -185,15 +191,17 @@ def _pointed() -> tuple[int, str | None, list[dict[str, Any]]]:
     return int(pointer["step"]), str(pointer["checkpoint"]), pointer["schedule"]
 
 
-def _logged(config: TrainConfig, plan: Plan, trial: str) -> TrainConfig:
-    """The config with a folder of the trial's own for TensorBoard: all trials of a sweep lie side by side."""
+def _own(config: TrainConfig, plan: Plan, trial: str) -> TrainConfig:
+    """The config with a folder of the trial's own for TensorBoard, beside other trials', and decoded rows shared."""
     sinks = []
     for sink in config.logging.sinks:
         if isinstance(sink, TensorBoardConfig):
             folder = sink.uri or storage.join(plan.uri, "tensorboard")
             sink = sink.model_copy(update={"uri": storage.join(folder, *([plan.name] if sink.uri else []), trial)})
         sinks.append(sink)
-    return config.model_copy(update={"logging": config.logging.model_copy(update={"sinks": sinks})})
+    logging = config.logging.model_copy(update={"sinks": sinks})
+    loader = config.loader.model_copy(update={"shared": config.loader.shared or plan.shared})
+    return config.model_copy(update={"logging": logging, "loader": loader})
 
 
 def write_config(plan: Plan, trial: str, config: TrainConfig) -> None:

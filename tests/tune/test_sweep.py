@@ -20,9 +20,9 @@ from rayemb.pipeline import RunConfig
 from rayemb.train.sinks import read_rows
 from rayemb.tune.sweep import _time_limit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-DEADLINE_S = 500
+DEADLINE_S = 600
 SMALL = [
     "corpus.source.limit=600",
     "corpus.source.rows_per_unit=256",
@@ -110,7 +110,7 @@ def test_a_sweep_that_is_killed_goes_on_and_a_trial_that_fails_is_reported(head:
     assert before["state"] == "running"
     (short,) = [trial for trial in before["trials"] if trial["state"] == "finished" and trial["settings"]["steps"] == 4]
     model = Path(short["model"])
-    written = (model / "weights.safetensors").stat().st_mtime if (model / "weights.safetensors").exists() else None
+    written = {path: path.stat().st_mtime for path in model.iterdir()}
 
     after = done(head, workspace, settings)
     assert after["state"] == "finished"
@@ -130,8 +130,7 @@ def test_a_sweep_that_is_killed_goes_on_and_a_trial_that_fails_is_reported(head:
     # The finished one was not repeated; the other went on from its own checkpoint.
     again = next(trial for trial in after["trials"] if trial["id"] == short["id"])
     assert {**again, "seconds": 0} == {**short, "seconds": 0}
-    if written is not None:
-        assert (model / "weights.safetensors").stat().st_mtime == written
+    assert {path: path.stat().st_mtime for path in model.iterdir()} == written
     rows = Model.load(states[40, True]["model"]).info["training"]
     assert [row["step"] for row in rows] == list(range(2, 41, 2))
     assert rows[0]["time"] < killed < rows[-1]["time"]
