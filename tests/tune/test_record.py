@@ -3,18 +3,20 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import cloudpickle
 from ray.tune.experiment import Trial
 
 from rayemb.config import load
 from rayemb.errors import RayembError
 from rayemb.pipeline import RunConfig
-from rayemb.train import TrainConfig
+from rayemb.train import TrainConfig, TrainError
 from rayemb.tune import TuneConfig, front, load_record
 from rayemb.tune.record import Recorder
 from rayemb.tune.trial import Plan, write_config
@@ -51,6 +53,9 @@ def test_what_trials_report_is_there_at_once_and_whole(tmp_path: Path) -> None:
     bad.status = Trial.TERMINATED
     it.on_step_end(0, [good, bad, lost, odd])
     lost.run_metadata.num_failures = 2
+    lost.storage = SimpleNamespace(trial_driver_staging_path=str(tmp_path))
+    lost.run_metadata.pickled_error_filename = "error.pkl"
+    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(TrainError("the memory is full", where="train.batch_size")))
     it.on_trial_error(0, [], lost)
     record = load_record(str(tmp_path / "s"))
     assert record is not None
@@ -64,7 +69,7 @@ def test_what_trials_report_is_there_at_once_and_whole(tmp_path: Path) -> None:
         40,
     )
     assert by_id[lost.trial_id]["attempts"] == 2
-    assert by_id[lost.trial_id]["error"]
+    assert by_id[lost.trial_id]["error"] == "train.batch_size: the memory is full"
     # The pruned one was better at its half; what counts is what is finished.
     assert record["best"] == [good.trial_id]
     config = load(RunConfig, tmp_path / "s" / "best.yaml")
