@@ -1,7 +1,7 @@
-"""The error of sweeps."""
+"""What a sweep raises."""
 
 from rayemb.errors import RayembError
 
 
 class TuneError(RayembError):
-    """A sweep that cannot start, or in which no trial finished."""
+    """A sweep that cannot start, or in which no trial reported anything."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayemb.evaluate.metrics import MetricError, correlation
-from rayemb.tune.record import Mode, SweepRecord, TrialRecord
+from rayemb.tune.results import Mode, SweepRecord, TrialRecord
 
 LABEL_FREE: Mapping[str, Mode] = {
     "rankme": "max",

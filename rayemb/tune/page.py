@@ -8,7 +8,7 @@ from rayemb import storage
 from rayemb.evaluate.page import environment, figure_text
 from rayemb.tune.label_free import choices
 from rayemb.tune.plots import against, best_so_far, curves, front, measured, parallel
-from rayemb.tune.record import SweepRecord, TrialRecord
+from rayemb.tune.results import SweepRecord, TrialRecord
 
 PAGE = "index.html"
 
@@ -69,7 +69,7 @@ def _sorted(record: SweepRecord) -> list[TrialRecord]:
 
 def _counts(record: SweepRecord) -> dict[str, int]:
     states = [trial.state for trial in record.trials]
-    return {state: states.count(state) for state in ("finished", "pruned", "failed", "running") if state in states}
+    return {state: states.count(state) for state in ("finished", "pruned", "failed", "stopped", "running") if state in states}
 
 
 def _has_curve(record: SweepRecord, metric: str) -> bool:

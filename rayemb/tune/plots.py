@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from rayemb.evaluate.page import INK, MUTED, SYSTEMS, figure_text, new_figure, style, svg_of
-from rayemb.tune.record import SweepRecord, TrialRecord
+from rayemb.tune.results import SweepRecord, TrialRecord
 
 BEST, OTHER = SYSTEMS[2], SYSTEMS[0]
 _MOST_LABELS = 6

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rayemb.tune.label_free import choices
-from rayemb.tune.record import SweepRecord
+from rayemb.tune.results import SweepRecord
 
 
 def sweep(rows: list[tuple[float, float, float]], *, mode: str = "max", states: str = "") -> SweepRecord:

@@ -9,7 +9,7 @@ import pytest
 
 from rayemb.tune.page import render, write_page
 from rayemb.tune.plots import Axis, axis_of
-from rayemb.tune.record import SweepRecord
+from rayemb.tune.results import SweepRecord
 
 
 def trial(number: int, temperature: float, recall: float | None, **other: Any) -> dict[str, Any]:
