@@ -16,7 +16,8 @@ from torch import Tensor
 from trainer import encoder
 
 from rayemb.errors import RayembError
-from rayemb.evaluate.metrics import alignment, rankme, ranks, tolerance, uniformity
+from rayemb.evaluate.diagnostics import alignment, rankme, tolerance, uniformity
+from rayemb.evaluate.metrics import ranks
 from rayemb.losses.base import LossConfig
 from rayemb.models import Model, TextTokenizer, TokenizerConfig, TwoTowerConfig
 from rayemb.models.interchange import import_model

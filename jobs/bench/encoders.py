@@ -47,7 +47,8 @@ from encoder_task import (
 from loss_behaviour import Difference, difference, mean_of
 from torch import Tensor
 
-from rayemb.evaluate.metrics import correlation, hits_at, mean_cosine, paired_bootstrap, ranks
+from rayemb.evaluate.diagnostics import mean_cosine
+from rayemb.evaluate.metrics import correlation, hits_at, paired_bootstrap, ranks
 from rayemb.losses import Batch, StarbucksConfig
 from rayemb.losses.base import LossConfig
 from rayemb.models import Model, TextTokenizer

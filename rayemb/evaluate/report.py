@@ -14,7 +14,8 @@ from markupsafe import Markup
 from pydantic import AwareDatetime, Field, model_validator
 
 from rayemb import storage
-from rayemb.config import Config, from_mapping
+from rayemb.config import Config, ConfigError, from_mapping
+from rayemb.evaluate.errors import EvaluateError
 from rayemb.evaluate.page import (
     BACK,
     HATCHES,
@@ -240,6 +241,20 @@ def write_report(uri: str, report: Report | Mapping[str, Any]) -> str:
     target = storage.join(uri, PAGE)
     storage.write_bytes(target, page.encode())
     return target
+
+
+def read_report(uri: str) -> Report:
+    """The report in the folder `uri`, without its pictures. Raises EvaluateError where there is none, StorageError."""
+    source = storage.join(storage.normalise(uri), METRICS)
+    try:
+        return from_mapping(Report, storage.read_json(source), source=source)
+    except storage.MissingError as error:
+        raise EvaluateError(
+            "there is no report", where=source, fix="name the folder that an evaluation wrote"
+        ) from error
+    except (ConfigError, TypeError) as error:
+        told = error.problems[0] if isinstance(error, ConfigError) else ("", "expected an object")
+        raise EvaluateError(f"it is no report of this version ({': '.join(told)})", where=source) from error
 
 
 def render(report: Report) -> str:

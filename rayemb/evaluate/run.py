@@ -1,7 +1,7 @@
 """Judges a model on held-out pairs of a corpus, beside the same model untrained and beside chance."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from rayemb.cluster import require_cpus
 from rayemb.config import Config, dump
 from rayemb.data import Corpus, CorpusError, EmbedConfig, encode_images
 from rayemb.data.corpus import RowGroup
-from rayemb.data.keys import keys_of
+from rayemb.evaluate.captions import Captioned
 from rayemb.evaluate.config import EvaluateConfig
+from rayemb.evaluate.gate import Place
 from rayemb.evaluate.metrics import (
     bootstrap_interval,
     chance_mrr,
@@ -31,7 +32,6 @@ from rayemb.evaluate.report import (
     DirectionResult,
     Estimate,
     Example,
-    Hit,
     Report,
     SplitResult,
     SystemResult,
@@ -70,10 +70,7 @@ class _Side:
 
     images: dict[str, NDArray[np.float32]]
     texts: dict[str, NDArray[np.float32]]
-    image_groups: NDArray[np.int64]
-    text_groups: NDArray[np.int64]
-    captions: list[str]  # of the texts
-    rows: list[dict[str, Any]]  # of the images: id, text, image
+    pairs: Captioned
 
 
 def evaluate(
@@ -126,6 +123,13 @@ def evaluate(
     return Evaluation(report, figures["headline"], figures)
 
 
+def yields(config: EvaluateConfig, splits: Iterable[str]) -> list[Place]:
+    """The figures that `evaluate` will have of a corpus with those splits."""
+    metrics = [*(f"recall@{k}" for k in config.ks), "mrr"]
+    here = [split for split in config.splits if split in set(splits)]
+    return [Place(split, way, metric) for split in here for way in (IMAGE_TO_TEXT, TEXT_TO_IMAGE) for metric in metrics]
+
+
 def _encode(
     config: EvaluateConfig,
     corpus: Corpus,
@@ -163,17 +167,11 @@ def _encode(
 
 
 def _side(table: pa.Table, systems: Mapping[str, tuple[str, Model]]) -> _Side:
-    rows = table.select(["id", "text", "image", "concept"]).to_pylist()
-    # One candidate per caption: the same caption of several pictures is one text, not several ties.
-    captions = list(dict.fromkeys((row["text"], row["concept"]) for row in rows))
-    texts = [text for text, _ in captions]
+    pairs = Captioned.of(table.select(["id", "text", "image", "concept"]).to_pylist())
     return _Side(
         images={name: _vectors(table, number) for number, name in enumerate(systems)},
-        texts={name: model.embed_texts(texts) for name, (_, model) in systems.items()},
-        image_groups=keys_of([row["concept"] for row in rows]),
-        text_groups=keys_of([concept for _, concept in captions]),
-        captions=texts,
-        rows=rows,
+        texts={name: model.embed_texts(pairs.captions) for name, (_, model) in systems.items()},
+        pairs=pairs,
     )
 
 
@@ -187,8 +185,8 @@ def _vectors(table: pa.Table, number: int) -> NDArray[np.float32]:
 
 def _judge(split: str, side: _Side, config: EvaluateConfig) -> SplitResult:
     directions = (
-        _direction(IMAGE_TO_TEXT, side.images, side.texts, side.image_groups, side.text_groups, config),
-        _direction(TEXT_TO_IMAGE, side.texts, side.images, side.text_groups, side.image_groups, config),
+        _direction(IMAGE_TO_TEXT, side.images, side.texts, side.pairs.image_groups, side.pairs.text_groups, config),
+        _direction(TEXT_TO_IMAGE, side.texts, side.images, side.pairs.text_groups, side.pairs.image_groups, config),
     )
     return SplitResult(split=split, description=DESCRIPTIONS.get(split, ""), directions=directions)
 
@@ -245,32 +243,17 @@ def _direction(
 def _examples(split: str, side: _Side, config: EvaluateConfig) -> list[Example]:
     """Random queries of both kinds against the pictures of the split."""
     rng = np.random.default_rng(config.seed)
-    images, texts = side.images["trained"], side.texts["trained"]
+    images, texts, pairs = side.images["trained"], side.texts["trained"], side.pairs
     examples = []
-    for q in rng.permutation(len(side.captions))[: config.examples]:
-        hits = _hits(texts[q], int(side.text_groups[q]), side, config.example_hits)
-        examples.append(Example(split=split, direction=TEXT_TO_IMAGE, text=side.captions[q], hits=hits))
-    for q in rng.permutation(len(side.rows))[: config.examples]:
-        hits = _hits(images[q], int(side.image_groups[q]), side, config.example_hits, leave_out=int(q))
-        row = side.rows[q]
+    for q in rng.permutation(len(pairs.captions))[: config.examples]:
+        hits = pairs.hits(texts[q], int(pairs.text_groups[q]), images, config.example_hits)
+        examples.append(Example(split=split, direction=TEXT_TO_IMAGE, text=pairs.captions[q], hits=hits))
+    for q in rng.permutation(len(pairs.rows))[: config.examples]:
+        group = int(pairs.image_groups[q])
+        hits = pairs.hits(images[q], group, images, config.example_hits, leave_out=int(q))
+        row = pairs.rows[q]
         examples.append(Example(split=split, direction="image→image", text=row["text"], image=row["image"], hits=hits))
     return examples
-
-
-def _hits(query: NDArray[np.float32], group: int, side: _Side, k: int, leave_out: int | None = None) -> tuple[Hit, ...]:
-    scores = side.images["trained"] @ query
-    if leave_out is not None:
-        scores[leave_out] = -np.inf
-    best = np.argsort(-scores, kind="stable")[: min(k, len(scores) - (leave_out is not None))]
-    return tuple(
-        Hit(
-            caption=side.rows[i]["text"],
-            image=side.rows[i]["image"],
-            score=float(scores[i]),
-            relevant=int(side.image_groups[i]) == group,
-        )
-        for i in best
-    )
 
 
 def _headline(report: Report) -> dict[str, Any]:

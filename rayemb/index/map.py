@@ -1,29 +1,23 @@
 """The map of an index: a sample of its rows as points in the plane, beside the index, for people to look at."""
 
 import posixpath
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rayemb import storage
 from rayemb.data.embeddings import ID, VECTOR
+from rayemb.data.projection import KEPT_OF, layout_by
 from rayemb.index.columns import kind_of
 from rayemb.index.config import MapConfig
 from rayemb.index.errors import IndexArtefactError
 from rayemb.index.manifest import Manifest, load_manifest
 from rayemb.index.shard import open_embeddings
 
-Points = NDArray[np.float32]
-
-# Fewer rows have no neighbourhoods to keep: principal components show all there is.
-_FEWEST_FOR_UMAP = 16
-_KEPT_OF, _KEPT_QUERIES = 10, 256
 _TEXT_CHARS = 80
 _SHOWN = ("string", "integer", "number", "boolean", "timestamp")
 
@@ -42,7 +36,7 @@ class IndexMap(BaseModel):
         None,
         ge=0,
         le=1,
-        description=f"share of a point's {_KEPT_OF} nearest points on the map that are nearest by their vectors too",
+        description=f"share of a point's {KEPT_OF} nearest points on the map that are nearest by their vectors too",
         examples=[0.41],
     )
     ids: list[str] = Field(min_length=1, description="the items' ids", examples=[["cat", "dog"]])
@@ -70,13 +64,13 @@ def build_map(index_uri: str, config: MapConfig | None = None) -> IndexMap:
     """Makes the map of the published index, in this process, and writes it beside the index in one atomic step.
 
     Of the rows that the index was built from: live updates are on it after a compaction, when it is made again. The
-    same seed gives the same sample. Memory: the sample's vectors. UMAP: McInnes, Healy, Melville 2018
-    (arXiv:1802.03426).
+    same seed gives the same sample. Memory: the sample's vectors. The methods are those of `rayemb.data.projection`.
 
-    Raises IndexArtefactError if there is no index, or if `umap` is asked for and not installed.
+    Raises IndexArtefactError if there is no index, ProjectionError if `umap` is asked for and not installed.
     """
     config = config or MapConfig()
-    project = _projection(config)  # first: what is not installed need not be found out after the reading
+    # First: what is not installed need not be found out after the reading.
+    lay_out = layout_by(config.method, neighbours=config.neighbours, seed=config.seed, where="index.map.method")
     manifest = load_manifest(index_uri)
     embeddings = open_embeddings(manifest)
     fields = embeddings.dataset.schema
@@ -85,14 +79,13 @@ def build_map(index_uri: str, config: MapConfig | None = None) -> IndexMap:
     sample = np.random.default_rng(config.seed).choice(count, min(config.rows, count), replace=False)
     table = embeddings.dataset.take(np.sort(sample).tolist(), columns=[ID, VECTOR, *shown])
     x_ND = table.column(VECTOR).combine_chunks().flatten().to_numpy().reshape(-1, embeddings.dim)
-    few = len(x_ND) < _FEWEST_FOR_UMAP
-    points = _framed(_principal(x_ND) if few else project(x_ND))
+    method, points, kept = lay_out(x_ND)
     made = IndexMap(
         index_version=manifest.version,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        method="pca" if few else config.method,
+        method=method,
         rows=count,
-        neighbours_kept=neighbours_kept(x_ND, points, config.seed),
+        neighbours_kept=kept,
         ids=table.column(ID).to_pylist(),
         x=points[:, 0].round(5).tolist(),
         y=points[:, 1].round(5).tolist(),
@@ -122,68 +115,6 @@ def load_map(index_uri: str, manifest: Manifest) -> IndexMap | None:
             fix="run `rayemb index map` again",
         )
     return found
-
-
-def neighbours_kept(x_ND: Points, points: Points, seed: int = 0) -> float | None:
-    """The share of a point's nearest points in the plane `(N, 2)` that are nearest by inner product too.
-
-    Mean over a seeded sample; None for a single point.
-    """
-    k = min(_KEPT_OF, len(x_ND) - 1)
-    if k < 1:
-        return None
-    chosen = np.random.default_rng(seed).permutation(len(x_ND))[:_KEPT_QUERIES]
-    near_vectors = -(x_ND[chosen] @ x_ND.T)
-    near_points = ((points[chosen, None] - points[None]) ** 2).sum(axis=2)
-    shares = []
-    for row, by_vector, by_point in zip(chosen, near_vectors, near_points, strict=True):
-        by_vector[row] = by_point[row] = np.inf
-        nearest = set(np.argpartition(by_vector, k - 1)[:k].tolist())
-        shares.append(len(nearest & set(np.argpartition(by_point, k - 1)[:k].tolist())) / k)
-    return round(float(np.mean(shares)), 4)
-
-
-def _projection(config: MapConfig) -> Callable[[Points], Points]:
-    if config.method == "pca":
-        return _principal
-    try:
-        import umap  # seconds, with its compiler: not for those who only read maps
-    except ImportError as error:
-        raise IndexArtefactError(
-            "umap-learn is not installed",
-            where="index.map.method",
-            fix="pip install 'rayemb[map]', or take index.map.method=pca",
-        ) from error
-
-    def project(x_ND: Points) -> Points:
-        # init: the spectral start takes long, and warns, where the neighbours fall into several parts.
-        near = min(config.neighbours, len(x_ND) - 1)
-        found: Points = umap.UMAP(
-            n_neighbors=near, metric="cosine", init="pca", random_state=config.seed, n_jobs=1
-        ).fit_transform(x_ND)
-        return found
-
-    return project
-
-
-def _principal(x_ND: Points) -> Points:
-    """The two first principal components `(N, 2)`; each points to where its largest weight is positive."""
-    centred = x_ND.astype(np.float64) - x_ND.mean(axis=0, dtype=np.float64)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    first = axes[:, ::-1][:, :2]
-    first = first * np.where(first[np.abs(first).argmax(axis=0), np.arange(first.shape[1])] < 0, -1, 1)
-    found = np.zeros((len(x_ND), 2), np.float32)
-    found[:, : first.shape[1]] = centred @ first
-    return found
-
-
-def _framed(points: Points) -> Points:
-    """The points in the unit square, in the middle of it, as far from each other in both directions as before."""
-    points = np.nan_to_num(np.asarray(points, np.float32))
-    low, high = points.min(axis=0), points.max(axis=0)
-    size = float((high - low).max())
-    framed: Points = np.full_like(points, 0.5) if size == 0 else (points - (low + high) / 2) / size + 0.5
-    return framed.clip(0, 1)
 
 
 def _values(column: pa.Array) -> list[Any]:

@@ -87,6 +87,9 @@ class EmbeddingsRequest(Strict):
     )
     dimensions: int | None = Field(None, description="if given, the model's own dimension")
     user: str | None = Field(None, description="taken for compatibility, not used")
+    input_type: Literal["query", "document"] = Field(
+        "query", description="of texts that look or are to be found, for models that embed the two unlike; not OpenAI's"
+    )
 
 
 class Hit(BaseModel):

@@ -79,6 +79,9 @@ class Gateway:
         return create_app(self._engine, self._config, replica=serve.get_replica_context().replica_id.unique_id)
 
 
+Embedded = tuple[Vectors, int]  # and the number of tokens read
+
+
 class Embedder:
     """A model; concurrent queries share a pass through it."""
 
@@ -90,11 +93,11 @@ class Embedder:
         pool = ThreadPoolExecutor(4, "rayemb-embedder", use_threads, (config.threads,))
         self._encoder = Encoder(model, config, pool, searched=searched)
 
-    async def texts(self, requests: list[list[str]], within_s: list[float]) -> list[tuple[Vectors, int] | Exception]:
+    async def texts(self, requests: list[list[str]], within_s: list[float]) -> list[Embedded | Exception]:
         """For each request its unit vectors `(n, D)` and the number of tokens read."""
         return await self._each(self._encoder.texts, requests, within_s)
 
-    async def documents(self, requests: list[list[str]], within_s: list[float]) -> list[Vectors | Exception]:
+    async def documents(self, requests: list[list[str]], within_s: list[float]) -> list[Embedded | Exception]:
         """For each request the unit vectors `(n, D)` of texts that are to be found."""
         return await self._each(self._encoder.documents, requests, within_s)
 

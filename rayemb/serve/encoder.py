@@ -55,10 +55,10 @@ class Encoder:
         tokens = await self._counted(texts)
         return np.stack(await self._texts(list(zip(texts, tokens, strict=True)))), sum(tokens)
 
-    async def documents(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors `(n, D)` of texts that are to be found."""
+    async def documents(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors `(n, D)` of texts that are to be found, and the number of tokens that the model read."""
         tokens = await self._counted(texts)
-        return np.stack(await self._documents(list(zip(texts, tokens, strict=True))))
+        return np.stack(await self._documents(list(zip(texts, tokens, strict=True)))), sum(tokens)
 
     async def images(self, images: Sequence[bytes]) -> Vectors:
         """Unit vectors `(n, D)`. Decoding fails (ImageError) for the one request, not for its batch."""

@@ -91,6 +91,13 @@ class Engine(Protocol):
         """Unit vectors `(n, D)` float32, and the number of tokens that the model read."""
         ...
 
+    async def embed_documents(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors `(n, D)` float32 of texts that are to be found, which some models embed unlike queries.
+
+        And the number of tokens that the model read.
+        """
+        ...
+
     async def embed_images(self, images: Sequence[bytes]) -> Vectors:
         """Unit vectors `(n, D)` float32 of encoded images."""
         ...
@@ -156,10 +163,6 @@ class Engine(Protocol):
         ...
 
     # -- where `ServeConfig.live` is set ---------------------------------------------------------------------
-
-    async def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors `(n, D)` float32 of texts that are to be found, which some models embed unlike queries."""
-        ...
 
     async def refresh(self, at_least: int | None = None) -> int:
         """Takes in what others wrote; the version of the updates. Raises as `rayemb.index.Index.refresh`."""

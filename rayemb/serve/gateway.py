@@ -138,7 +138,8 @@ class Gateway:
                 "dimensions",
             )
         async with self.place(), self.stage("embed", len(texts)):
-            vectors, tokens = await served.engine.embed_texts(texts)
+            embed = served.engine.embed_documents if body.input_type == "document" else served.engine.embed_texts
+            vectors, tokens = await embed(texts)
         as_text = body.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector}

@@ -168,7 +168,7 @@ async def _vectors(served: "Served", body: UpsertRequest, images: Mapping[int, b
         found[given] = checked_vectors(rows, names, body.model, about)
     texts = [i for i, item in enumerate(body.items) if item.text is not None]
     if texts:
-        found[texts] = await engine.embed_documents([body.items[i].text or "" for i in texts])
+        found[texts], _ = await engine.embed_documents([body.items[i].text or "" for i in texts])
     # One by one, so that it is known which one is no picture; the encoder takes them together all the same.
     calls = [engine.embed_images([image]) for image in images.values()]
     for i, result in zip(images, await asyncio.gather(*calls, return_exceptions=True), strict=True):

@@ -187,8 +187,8 @@ class LocalEngine:
         """Nothing is missing in a process that lives."""
         return []
 
-    async def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors `(n, D)` of texts that are to be found."""
+    async def embed_documents(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors `(n, D)` of texts that are to be found, and the number of tokens read."""
         return await self._encoder.documents(texts)
 
     async def refresh(self, at_least: int | None = None) -> int:

@@ -68,7 +68,7 @@ class SpreadEngine:
             return _hop(name, handle, method, weigh, part, config, lambda: self._at_work)
 
         self._texts: Hop[list[str], tuple[Vectors, int]] = hop("embedder", embedder, "texts", len, "embedder")
-        self._documents: Hop[list[str], Vectors] = hop("embedder", embedder, "documents", len, "embedder")
+        self._documents: Hop[list[str], tuple[Vectors, int]] = hop("embedder", embedder, "documents", len, "embedder")
         self._images: Hop[list[bytes], Vectors] = hop("embedder", embedder, "images", len, "embedder")
         self._shards: list[Hop[Ask, Any]] = [
             hop(name, shard, "answer", _weight, "shards") for name, shard in zip(self._names, shards, strict=True)
@@ -203,8 +203,8 @@ class SpreadEngine:
 
     # -- updates ---------------------------------------------------------------------------------------------
 
-    async def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors `(n, D)` of texts that are to be found."""
+    async def embed_documents(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors `(n, D)` of texts that are to be found, and the number of tokens read."""
         with self._working():
             return await self._embed(self._documents, list(texts))
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from rayemb.cli import app
 from rayemb.index import IndexArtefactError, IndexConfig, MapConfig, build_map, load_manifest, load_map
 from rayemb.index.manifest import publish_manifest
-from rayemb.index.map import map_uri, neighbours_kept
+from rayemb.index.map import map_uri
 from tests.index.tables import build_here, random_vectors, write_table
 
 ROWS = 120
@@ -88,22 +88,6 @@ def test_principal_components_are_those_of_scikit_learn(index: str) -> None:
     assert by_row[1]["price"] is None
     assert by_row[7]["price"] == pytest.approx(7 / 3, rel=1e-6)
     assert by_row[100]["long"] == "ä" * 80
-
-
-def test_neighbours_kept_is_what_counting_gives() -> None:
-    x = random_vectors(40)
-    flat = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
-    shares = []
-    for row in range(40):
-        others = [each for each in range(40) if each != row]
-        by_vector = sorted(others, key=lambda each: -float(x[row] @ x[each]))[:10]
-        by_point = sorted(others, key=lambda each: float(((flat[row] - flat[each]) ** 2).sum()))[:10]
-        shares.append(len(set(by_vector) & set(by_point)) / 10)
-    assert neighbours_kept(x, flat) == pytest.approx(np.mean(shares), abs=1e-4)
-    angle = np.linspace(0, 3, 40, dtype=np.float32)
-    circle = np.column_stack((np.cos(angle), np.sin(angle)))
-    assert neighbours_kept(circle, circle) == 1
-    assert neighbours_kept(x[:1], flat[:1]) is None
 
 
 def test_a_map_of_another_version_is_never_given(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
-from rayemb.evaluate.metrics.retrieval import TIE, _excluded, _integers, _k, _vectors
+from rayemb.evaluate.metrics.retrieval import TIE, _excluded, _k
 
 
 def knn_hits(
@@ -32,8 +33,8 @@ def knn_hits(
         k: neighbours; all candidates where there are fewer.
         block: queries at a time; memory is O(block · M).
     """
-    q_QD, c_MD = _vectors(queries, "queries"), _vectors(candidates, "candidates")
-    l_Q, l_M = _integers(labels_q, len(q_QD), "labels_q"), _integers(labels_c, len(c_MD), "labels_c")
+    q_QD, c_MD = as_vectors(queries, "queries"), as_vectors(candidates, "candidates")
+    l_Q, l_M = as_integers(labels_q, len(q_QD), "labels_q"), as_integers(labels_c, len(c_MD), "labels_c")
     self_Q = _excluded(exclude, len(q_QD), len(c_MD))
     if len(c_MD) < 1 + (self_Q >= 0).any():
         raise MetricError("there are no candidates", where="candidates")

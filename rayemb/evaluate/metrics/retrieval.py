@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
 
 TIE = 1e-6
@@ -53,8 +54,8 @@ def ranks(
     (their number is in the message): a rank for them would be invented, and dropping them silently would
     flatter.
     """
-    q_QD, c_MD = _vectors(queries, "queries"), _vectors(candidates, "candidates")
-    g_Q, g_M = _integers(groups_q, len(q_QD), "groups_q"), _integers(groups_c, len(c_MD), "groups_c")
+    q_QD, c_MD = as_vectors(queries, "queries"), as_vectors(candidates, "candidates")
+    g_Q, g_M = as_integers(groups_q, len(q_QD), "groups_q"), as_integers(groups_c, len(c_MD), "groups_c")
     if q_QD.shape[1] != c_MD.shape[1]:
         raise MetricError(f"queries have {q_QD.shape[1]} dimensions, candidates {c_MD.shape[1]}", where="candidates")
     if block < 1:
@@ -150,7 +151,7 @@ def _over_queries(
     exclude: NDArray[np.int64] | None,
     expected: Callable[[int, int], float],
 ) -> float:
-    g_Q, g_M = _integers(groups_q, None, "groups_q"), _integers(groups_c, None, "groups_c")
+    g_Q, g_M = as_integers(groups_q, None, "groups_q"), as_integers(groups_c, None, "groups_c")
     pool_Q, relevant_Q = _pool(g_Q, g_M, _excluded(exclude, len(g_Q), len(g_M)))
     _refuse_unanswerable(relevant_Q)
     if not len(g_Q):
@@ -185,29 +186,10 @@ def _refuse_unanswerable(relevant_Q: NDArray[np.int64]) -> None:
         )
 
 
-def _vectors(array: NDArray[np.float32], name: str) -> NDArray[np.float64]:
-    array = np.asarray(array)
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-        raise MetricError(f"expected floats (N, D), got {array.dtype} {array.shape}", where=name)
-    bad = int((~np.isfinite(array).all(axis=1)).sum())
-    if bad:
-        raise MetricError(f"{bad:,} of {len(array):,} vectors hold NaN or infinity", where=name)
-    return array.astype(np.float64)
-
-
-def _integers(array: NDArray[np.int64], length: int | None, name: str) -> NDArray[np.int64]:
-    array = np.asarray(array)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise MetricError(f"expected integers (N,), got {array.dtype} {array.shape}", where=name)
-    if length is not None and len(array) != length:
-        raise MetricError(f"expected {length:,} entries, one a row, got {len(array):,}", where=name)
-    return array.astype(np.int64)
-
-
 def _excluded(exclude: NDArray[np.int64] | None, n_queries: int, n_candidates: int) -> NDArray[np.int64]:
     if exclude is None:
         return np.full(n_queries, -1, np.int64)
-    self_Q = _integers(exclude, n_queries, "exclude")
+    self_Q = as_integers(exclude, n_queries, "exclude")
     wrong = int(((self_Q < -1) | (self_Q >= n_candidates)).sum())
     if wrong:
         raise MetricError(f"{wrong:,} entries are outside -1 .. {n_candidates - 1}", where="exclude")
@@ -215,7 +197,7 @@ def _excluded(exclude: NDArray[np.int64] | None, n_queries: int, n_candidates: i
 
 
 def _ranks(array: NDArray[np.int64]) -> NDArray[np.int64]:
-    array = _integers(array, None, "ranks")
+    array = as_integers(array, None, "ranks")
     if not len(array):
         raise MetricError("there are no queries, so there is no mean", where="ranks")
     if array.min() < 1:

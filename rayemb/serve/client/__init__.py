@@ -2,6 +2,7 @@
 
 from rayemb.serve.client.aio import AsyncClient
 from rayemb.serve.client.calls import BatchHits, Item
+from rayemb.serve.client.encoder import EndpointEncoder
 from rayemb.serve.client.sync import Client
 
-__all__ = ["AsyncClient", "BatchHits", "Client", "Item"]
+__all__ = ["AsyncClient", "BatchHits", "Client", "EndpointEncoder", "Item"]

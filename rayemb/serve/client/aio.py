@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 import numpy as np
@@ -59,9 +59,12 @@ class AsyncClient:
         """
         return await self._do(calls.search_batch(queries, model, k, filter, payload, more))
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors `(n, D)` float32 of `texts`; at most `index().max_batch` of them."""
-        return await self._do(calls.embed(texts))
+    async def embed(self, texts: Sequence[str], *, kind: Literal["query", "document"] = "query") -> NDArray[np.float32]:
+        """Unit vectors `(n, D)` float32 of `texts`; at most `index().max_batch` of them.
+
+        `kind`: whether they look or are to be found, for models that embed the two unlike.
+        """
+        return await self._do(calls.embed(texts, kind))
 
     async def index(self) -> IndexInfo:
         """What is served."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -130,9 +130,9 @@ def search_batch(
     return Call("POST", "/v1/search/batch", _batch_hits, out.getvalue().to_pybytes(), ARROW)
 
 
-def embed(texts: Sequence[str]) -> Call[NDArray[np.float32]]:
+def embed(texts: Sequence[str], kind: Literal["query", "document"] = "query") -> Call[NDArray[np.float32]]:
     """POST /v1/embeddings."""
-    body = {"input": list(texts), "encoding_format": "base64"}
+    body = {"input": list(texts), "encoding_format": "base64", "input_type": kind}
     return Call("POST", "/v1/embeddings", _vectors, _json(body))
 
 

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 
 from rayemb.data.decode import Member
-from rayemb.evaluate.metrics import knn_hits, tolerance
+from rayemb.evaluate.diagnostics import tolerance
+from rayemb.evaluate.metrics import knn_hits
 from rayemb.train.evaluation.base import Encoder, Found, Rows, Task, TaskConfig, block_of
 from rayemb.train.evaluation.retrieval import CONCEPT
 

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 
 from rayemb.data.decode import Member
-from rayemb.evaluate.metrics import alignment, ranks, recall_at
+from rayemb.evaluate.diagnostics import alignment
+from rayemb.evaluate.metrics import ranks, recall_at
 from rayemb.train.evaluation.base import Encoder, Found, Rows, Task, TaskConfig, block_of
 
 CONCEPT = 2  # of a row's keys

@@ -15,7 +15,7 @@ from rayemb.data.decode import DecodeSettings
 from rayemb.data.mix import CorpusEntry
 from rayemb.data.samplers import ShuffledConfig
 from rayemb.data.stream import open_members
-from rayemb.evaluate.metrics import collapse, mean_cosine_of, rankme_of, spread, uniformity_sum
+from rayemb.evaluate.diagnostics import collapse, mean_cosine_of, rankme_of, spread, uniformity_sum
 from rayemb.parallel import Exchange
 from rayemb.train.evaluation.base import WATCHED, Encoder, Found, Rows, Task, TaskConfig, block_of
 from rayemb.train.evaluation.knn import KNNConfig

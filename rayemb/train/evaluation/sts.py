@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from rayemb.data.corpus import read_row_group
 from rayemb.data.decode import Member
 from rayemb.errors import RayembError
-from rayemb.evaluate.metrics import alignment, correlation
+from rayemb.evaluate.diagnostics import alignment
+from rayemb.evaluate.metrics import correlation
 from rayemb.train.evaluation.base import Encoder, Found, Rows, Task, TaskConfig
 
 

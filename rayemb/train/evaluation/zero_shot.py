@@ -11,7 +11,8 @@ from pydantic import Field, field_validator
 from rayemb.data.corpus import read_row_group
 from rayemb.data.decode import Member
 from rayemb.errors import RayembError
-from rayemb.evaluate.metrics import alignment, ranks, recall_at
+from rayemb.evaluate.diagnostics import alignment
+from rayemb.evaluate.metrics import class_vectors, fill_templates, ranks, recall_at
 from rayemb.train.evaluation.base import Encoder, Found, Rows, Task, TaskConfig, block_of
 from rayemb.train.evaluation.retrieval import CONCEPT
 
@@ -78,9 +79,6 @@ class ZeroShot(Task):
         share = -(-len(self.names) // world)
         # Every rank brings as many: the last ones of the last name again, cut off below.
         names = [self.names[min(n, len(self.names) - 1)] for n in range(rank * share, (rank + 1) * share)]
-        texts = [template.replace("{}", name) for name in names for template in templates]
+        texts, _ = fill_templates(names, templates)
         found = encoder.texts(texts, self.member.entry.text_prefix)[: len(self.names) * len(templates)]
-        means = found.reshape(len(self.names), len(templates), -1).astype(np.float64).mean(axis=1)
-        norms = np.linalg.norm(means, axis=1, keepdims=True)
-        classes: NDArray[np.float32] = (means / np.maximum(norms, 1e-12)).astype(np.float32)
-        return classes
+        return class_vectors(found, np.repeat(np.arange(len(self.names)), len(templates)))
