@@ -2,7 +2,7 @@
 
 from rayemb.tune.config import TuneConfig
 from rayemb.tune.errors import TuneError
-from rayemb.tune.measure import Measure, Trained
+from rayemb.tune.measures import Measure, Trained
 from rayemb.tune.record import front, load_record
 from rayemb.tune.space import Space, parse_space
 from rayemb.tune.sweep import SweepResult, check_sweep, sweep

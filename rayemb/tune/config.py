@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rayemb.config import Config
-from rayemb.tune.measure import AnyMeasure
+from rayemb.tune.measures import AnyMeasure
 from rayemb.tune.schedulers import AnyScheduler, ASHAConfig, HyperBandConfig, PBTConfig
 from rayemb.tune.search import AnySearcher, BOHBConfig, GridConfig, RandomConfig
 from rayemb.tune.space import Space, parse_space
@@ -49,6 +49,9 @@ class TuneConfig(Config):
         "reported while training decides who goes on",
     )
     measures: list[AnyMeasure] = Field([], description="what is measured of each trial's model at its end")
+    watch: tuple[str, ...] = Field(
+        (), description="further metrics that the page draws over each setting, beside the objectives"
+    )
     searcher: Annotated[AnySearcher, BeforeValidator(_named)] = Field(
         default_factory=RandomConfig, description="how settings are chosen"
     )

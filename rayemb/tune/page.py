@@ -69,7 +69,11 @@ def _sorted(record: SweepRecord) -> list[TrialRecord]:
 
 def _counts(record: SweepRecord) -> dict[str, int]:
     states = [trial.state for trial in record.trials]
-    return {state: states.count(state) for state in ("finished", "pruned", "failed", "stopped", "running") if state in states}
+    return {
+        state: states.count(state)
+        for state in ("finished", "pruned", "failed", "stopped", "running")
+        if state in states
+    }
 
 
 def _has_curve(record: SweepRecord, metric: str) -> bool:

@@ -30,7 +30,9 @@ class TrialRecord(Config):
     metrics: dict[str, float | None] = Field(default_factory=dict, description="the last of each")
     curve: tuple[dict[str, float | None], ...] = Field((), description="a report a row, with its step")
     model: str | None = Field(None, description="URI of the trained model")
-    schedule: tuple[dict[str, Any], ...] = Field((), description="population-based: which settings held from which step")
+    schedule: tuple[dict[str, Any], ...] = Field(
+        (), description="population-based: which settings held from which step"
+    )
 
 
 class SweepRecord(Config):

@@ -16,7 +16,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayemb import storage
-from rayemb.config import dump
+from rayemb.config import dump, from_mapping
 from rayemb.data import Corpus
 from rayemb.data.shared import forget
 from rayemb.progress import Progress
@@ -24,7 +24,9 @@ from rayemb.storage import environment
 from rayemb.train import TrainConfig
 from rayemb.tune.config import REPORTED, TuneConfig
 from rayemb.tune.errors import TuneError
-from rayemb.tune.record import FILE, Recorder, front, load_record, write_best
+from rayemb.tune.page import write_page
+from rayemb.tune.record import BEST, FILE, Recorder, front, load_record, write_best
+from rayemb.tune.results import SweepRecord
 from rayemb.tune.schedulers import NoneConfig, PBTConfig
 from rayemb.tune.search import Objectives
 from rayemb.tune.settings import applied, check_space
@@ -36,7 +38,7 @@ SLOT = "trial_slot"
 TUNE = "tune"  # the folder of what Ray Tune keeps
 LOOK_S = 1.0
 # What may be said otherwise when a sweep goes on.
-HOW = {"name", "concurrent", "minutes", "keep_models"}
+HOW = {"name", "concurrent", "minutes", "keep_models", "watch"}
 SETTINGS = {
     # How often Tune's state is saved at most: what came since is done again after a kill.
     "TUNE_GLOBAL_CHECKPOINT_S": "2",
@@ -121,11 +123,11 @@ def check_sweep(config: TuneConfig, base: TrainConfig) -> list[TrainConfig]:
 def _check_objectives(config: TuneConfig, corners: list[TrainConfig]) -> None:
     for corner in corners:
         known = [*corner.evaluation.metrics, *REPORTED, *config.measured]
-        for name in config.objectives:
+        for section, name in [*(("objectives", n) for n in config.objectives), *(("watch", n) for n in config.watch)]:
             if name not in known:
                 raise TuneError(
                     f"no evaluation yields {name!r}; there are {', '.join(known)}",
-                    where=f"tune.objectives.{name}",
+                    where=f"tune.{section}.{name}",
                     fix="name one of them, or add an evaluation (train.evaluation.tasks) or a measure (tune.measures)",
                 )
 
@@ -138,8 +140,8 @@ def _compared(config: TuneConfig) -> str | None:
 def sweep(
     config: TuneConfig, base: TrainConfig, corpus_uri: str, sweeps_uri: str, *, progress: Progress | None = None
 ) -> SweepResult:
-    """Tries the search space around `base`; `trials.json`, `best.yaml`, each trial's config and model lie in a folder
-    below `sweeps_uri`.
+    """Tries the search space around `base`; `trials.json`, `best.yaml`, a page, each trial's config and model lie in
+    a folder below `sweeps_uri`.
 
     The same call again goes on with a sweep that was killed, interrupted or out of time: finished trials stay, others
     go on from their checkpoints; of a finished one it gives what it found. A trial that fails is tried again
@@ -159,6 +161,7 @@ def sweep(
     if there and there["fingerprint"] != fingerprint:
         raise TuneError(f"{uri} holds a sweep of another config or corpus", where="tune.name", fix="give another name")
     if there and there["state"] == "finished":
+        _write_page(plan, there)  # what is watched may be said otherwise
         return _result(plan, there)
     concurrent = _concurrent(config, corners)
     storage.write_bytes(storage.join(uri, "sweep.yaml"), _sweep_yaml(plan).encode())
@@ -257,7 +260,15 @@ def _finished(plan: Plan, note: str, out_of_time: bool) -> SweepResult:
             trial["model"] = None
     storage.write_json(storage.join(plan.uri, FILE), record)
     write_best(plan, found)
+    _write_page(plan, record)
     return _result(plan, record)
+
+
+def _write_page(plan: Plan, record: dict[str, Any]) -> None:
+    best = storage.join(plan.uri, BEST)
+    text = storage.read_bytes(best).decode() if record["best"] else ""
+    read = from_mapping(SweepRecord, record, source=storage.join(plan.uri, FILE))
+    write_page(plan.uri, read, best_yaml=text, watch=plan.config.watch)
 
 
 def _result(plan: Plan, record: dict[str, Any]) -> SweepResult:

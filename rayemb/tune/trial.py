@@ -24,7 +24,7 @@ from rayemb.train.checkpoints import FOLDER, POSITION
 from rayemb.train.sinks.tensorboard import TensorBoardConfig
 from rayemb.tune.config import TuneConfig
 from rayemb.tune.errors import TuneError
-from rayemb.tune.measure import Trained
+from rayemb.tune.measures import Trained
 from rayemb.tune.schedulers import BUDGET, PBTConfig
 from rayemb.tune.search import FINISHED
 from rayemb.tune.settings import applied

@@ -5,11 +5,14 @@ A measure is a config with a literal `name`, like every method: its metrics may 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from rayemb.config import Config
+from rayemb.data import Corpus
+from rayemb.data.corpus import read_row_group
 from rayemb.models import Model
 from rayemb.train import TrainConfig
+from rayemb.tune.errors import TuneError
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,21 @@ class Measure(Config, ABC):
         """The figures, by those names; runs in the trial's driver, which holds no CPU of the cluster."""
 
 
-class Size(Measure):
-    """How large the model and its vectors are."""
+def first_rows(corpus: Corpus, split: str, rows: int, columns: list[str]) -> dict[str, list[Any]]:
+    """The first rows of a split, column by column; no more row groups are read than hold them.
 
-    name: Literal["size"] = "size"
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """See `Measure.metrics`."""
-        return ("bytes_per_vector", "parameters")
-
-    def measure(self, trained: Trained) -> dict[str, float]:
-        """Bytes of a vector in fp32, and the number of weights of the towers."""
-        parameters = sum(parameter.numel() for parameter in trained.model.network.parameters())
-        return {"bytes_per_vector": 4.0 * trained.model.dim, "parameters": float(parameters)}
-
-
-# A union discriminated by `name` once there are several.
-AnyMeasure = Size
+    Raises TuneError where the corpus lacks the split.
+    """
+    if split not in corpus.splits:
+        raise TuneError(
+            f"the corpus has no split {split!r}", where="tune.measures", fix=f"there are {', '.join(corpus.splits)}"
+        )
+    found: dict[str, list[Any]] = {name: [] for name in columns}
+    for group in corpus.row_groups(split):
+        left = rows - len(found[columns[0]])
+        if left <= 0:
+            break
+        table = read_row_group(group, columns)
+        for name in columns:
+            found[name] += table[name].to_pylist()[:left]
+    return found
