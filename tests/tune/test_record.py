@@ -103,6 +103,22 @@ def test_a_restored_sweep_goes_on_with_the_record(tmp_path: Path) -> None:
     assert second["curve"] == [{"step": 20, "val/recall@1": 0.55}]
 
 
+def test_what_was_trained_while_nobody_listened_is_in_the_curve(tmp_path: Path) -> None:
+    it = recorder(tmp_path)
+    one = trial(0.1)
+    it.on_trial_start(0, [], one)
+    told(it, one, 10, **{"val/recall@1": 0.1})
+    history = [{"step": step, "val/recall@1": step / 100, "time/data": 0.5} for step in (10, 20, 30, 40)]
+    manifest = Path(it.plan.model_uri(one.trial_id)) / "rayemb.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"training": history}))
+    told(it, one, 40, **{"val/recall@1": 0.5, "finished": True})
+    record = load_record(str(tmp_path / "s"))
+    assert record is not None
+    expected = [(10, 0.1), (20, 0.2), (30, 0.3), (40, 0.5)]
+    assert record["trials"][0]["curve"] == [{"step": step, "val/recall@1": value} for step, value in expected]
+
+
 def test_the_schedule_of_a_population_is_kept(tmp_path: Path) -> None:
     it = recorder(tmp_path)
     one = trial(0.1)
