@@ -177,8 +177,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self._write()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Writes what was put off."""
-        self.on_step_end(0, trials)
+        """Writes what was put off. Trials that an interrupt ended have ended for Tune by now, and not for the sweep."""
         self._write()
 
     def _entry(self, trial: Trial) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def test_what_trials_report_is_there_at_once_and_whole(tmp_path: Path) -> None:
     told(it, bad, 20, **{"val/recall@1": 0.9})
     bad.status = Trial.TERMINATED
     it.on_step_end(0, [good, bad, lost, odd])
+    odd.status = Trial.TERMINATED  # as Tune does when it is interrupted
+    it.on_experiment_end([good, bad, lost, odd])
     lost.run_metadata.num_failures = 2
     lost.storage = SimpleNamespace(trial_driver_staging_path=str(tmp_path))
     lost.run_metadata.pickled_error_filename = "error.pkl"
