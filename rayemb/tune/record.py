@@ -177,7 +177,12 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self._write()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Writes what was put off. Trials that an interrupt ended have ended for Tune by now, and not for the sweep."""
+        """Writes what was put off. Trials that an interrupt ended have ended for Tune by now, and not for the sweep.
+
+        One that Tune's last snapshot before a kill did not have was drawn anew, under another name.
+        """
+        known = {trial.trial_id for trial in trials}
+        self.document["trials"] = [entry for entry in self.document["trials"] if entry["id"] in known]
         self._write()
 
     def _entry(self, trial: Trial) -> dict[str, Any]:

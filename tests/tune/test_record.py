@@ -89,14 +89,17 @@ def test_a_restored_sweep_goes_on_with_the_record(tmp_path: Path) -> None:
         told(it, each, 20, **{"val/recall@1": 0.5})
     told(it, running, 30, **{"val/recall@1": 0.6})
     told(it, done, 40, **{"val/recall@1": 0.7, "finished": True})
-    it.on_experiment_end([])
+    young = trial(0.3)  # younger than Tune's last snapshot
+    it.on_trial_start(0, [], young)
+    told(it, young, 10, **{"val/recall@1": 0.9})
+    it._write()
     # As Tune does it: by pickle, with nothing of what it has seen.
     again = Recorder.__new__(Recorder)
     again.__setstate__(json.loads(json.dumps({})) | it.__getstate__())
     again.setup()
     again.on_trial_start(0, [], running)
     told(again, running, 20, **{"val/recall@1": 0.55})
-    again.on_experiment_end([])
+    again.on_experiment_end([done, running])
     record = load_record(str(tmp_path / "s"))
     assert record is not None
     first, second = record["trials"]
@@ -128,7 +131,7 @@ def test_the_schedule_of_a_population_is_kept(tmp_path: Path) -> None:
     schedule = [{"step": 0, "trial": "a", "settings": {"loss.temperature": 0.1}}]
     one.config["loss.temperature"] = 0.2
     told(it, one, 20, schedule=json.dumps(schedule))
-    it.on_experiment_end([])
+    it.on_experiment_end([one])
     record = load_record(str(tmp_path / "s"))
     assert record is not None
     assert record["trials"][0]["schedule"] == schedule
