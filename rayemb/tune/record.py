@@ -23,6 +23,7 @@ from ray.tune.experiment import Trial
 
 from rayemb import storage
 from rayemb.errors import RayembError
+from rayemb.models.bundle import MANIFEST
 from rayemb.train.failures import root
 from rayemb.tune.config import REPORTED
 from rayemb.tune.search import FINISHED, Objectives
@@ -138,7 +139,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         if "schedule" in result:
             entry["schedule"] = json.loads(result["schedule"])
         if result.get(FINISHED):
-            entry |= {"state": "finished", "error": None, "model": self.plan.model_uri(trial.trial_id)}
+            model_uri = self.plan.model_uri(trial.trial_id)
+            entry |= {"state": "finished", "error": None, "model": model_uri}
+            if self.plan.config.fidelity.name == "steps":
+                # Workers go on for a while when Tune's process is killed: the model has what nobody heard.
+                there = {row["step"] for row in entry["curve"]}
+                unheard = [row for row in _history(model_uri) if row["step"] not in there]
+                rows = [{"step": int(row["step"]), **_figures(row, self.plan)} for row in unheard]
+                entry["curve"] = sorted([*entry["curve"], *rows], key=lambda row: row["step"])
             self._best()
             self._write()
         else:
@@ -169,8 +177,12 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self._write()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Writes what was put off."""
-        self.on_step_end(0, trials)
+        """Writes what was put off. Trials that an interrupt ended have ended for Tune by now, and not for the sweep.
+
+        One that Tune's last snapshot before a kill did not have was drawn anew, under another name.
+        """
+        known = {trial.trial_id for trial in trials}
+        self.document["trials"] = [entry for entry in self.document["trials"] if entry["id"] in known]
         self._write()
 
     def _entry(self, trial: Trial) -> dict[str, Any]:
@@ -237,6 +249,12 @@ def _figures(result: Mapping[str, Any], plan: Plan) -> dict[str, float]:
         if (name in wanted or task) and isinstance(value, int | float) and math.isfinite(value):
             found[name] = float(value)
     return found
+
+
+def _history(model_uri: str) -> list[dict[str, Any]]:
+    """What a trained model's manifest says of its training; nothing where there is none."""
+    uri = storage.join(model_uri, MANIFEST)
+    return storage.read_json(uri).get("training", []) if storage.exists(uri) else []
 
 
 def _error(trial: Trial) -> str:

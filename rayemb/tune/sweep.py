@@ -239,12 +239,10 @@ def _finished(plan: Plan, note: str, out_of_time: bool) -> SweepResult:
     """Closes the record: what is not over was stopped with the sweep."""
     record = load_record(plan.uri)
     assert record is not None
-    over = [trial for trial in record["trials"] if trial["state"] != "running"]
-    # One that Tune's last snapshot before a kill did not have was drawn anew, under another name.
-    record["trials"] = over + [
-        {**trial, "state": "stopped"} for trial in record["trials"] if trial["state"] == "running" and trial["curve"]
-    ]
-    whole = len(over) >= plan.config.total and len(over) == len(record["trials"])
+    left = [trial for trial in record["trials"] if trial["state"] == "running"]
+    whole = not left and len(record["trials"]) >= plan.config.total
+    for trial in left:
+        trial["state"] = "stopped"
     if whole:
         record["state"] = "finished"
     elif out_of_time:

@@ -52,6 +52,8 @@ def test_what_trials_report_is_there_at_once_and_whole(tmp_path: Path) -> None:
     told(it, bad, 20, **{"val/recall@1": 0.9})
     bad.status = Trial.TERMINATED
     it.on_step_end(0, [good, bad, lost, odd])
+    odd.status = Trial.TERMINATED  # as Tune does when it is interrupted
+    it.on_experiment_end([good, bad, lost, odd])
     lost.run_metadata.num_failures = 2
     lost.storage = SimpleNamespace(trial_driver_staging_path=str(tmp_path))
     lost.run_metadata.pickled_error_filename = "error.pkl"
@@ -87,20 +89,39 @@ def test_a_restored_sweep_goes_on_with_the_record(tmp_path: Path) -> None:
         told(it, each, 20, **{"val/recall@1": 0.5})
     told(it, running, 30, **{"val/recall@1": 0.6})
     told(it, done, 40, **{"val/recall@1": 0.7, "finished": True})
-    it.on_experiment_end([])
+    young = trial(0.3)  # younger than Tune's last snapshot
+    it.on_trial_start(0, [], young)
+    told(it, young, 10, **{"val/recall@1": 0.9})
+    it._write()
     # As Tune does it: by pickle, with nothing of what it has seen.
     again = Recorder.__new__(Recorder)
     again.__setstate__(json.loads(json.dumps({})) | it.__getstate__())
     again.setup()
     again.on_trial_start(0, [], running)
     told(again, running, 20, **{"val/recall@1": 0.55})
-    again.on_experiment_end([])
+    again.on_experiment_end([done, running])
     record = load_record(str(tmp_path / "s"))
     assert record is not None
     first, second = record["trials"]
     assert first["state"] == "finished"
     # From a checkpoint before what had been reported.
     assert second["curve"] == [{"step": 20, "val/recall@1": 0.55}]
+
+
+def test_what_was_trained_while_nobody_listened_is_in_the_curve(tmp_path: Path) -> None:
+    it = recorder(tmp_path)
+    one = trial(0.1)
+    it.on_trial_start(0, [], one)
+    told(it, one, 10, **{"val/recall@1": 0.1})
+    history = [{"step": step, "val/recall@1": step / 100, "time/data": 0.5} for step in (10, 20, 30, 40)]
+    manifest = Path(it.plan.model_uri(one.trial_id)) / "rayemb.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"training": history}))
+    told(it, one, 40, **{"val/recall@1": 0.5, "finished": True})
+    record = load_record(str(tmp_path / "s"))
+    assert record is not None
+    expected = [(10, 0.1), (20, 0.2), (30, 0.3), (40, 0.5)]
+    assert record["trials"][0]["curve"] == [{"step": step, "val/recall@1": value} for step, value in expected]
 
 
 def test_the_schedule_of_a_population_is_kept(tmp_path: Path) -> None:
@@ -110,7 +131,7 @@ def test_the_schedule_of_a_population_is_kept(tmp_path: Path) -> None:
     schedule = [{"step": 0, "trial": "a", "settings": {"loss.temperature": 0.1}}]
     one.config["loss.temperature"] = 0.2
     told(it, one, 20, schedule=json.dumps(schedule))
-    it.on_experiment_end([])
+    it.on_experiment_end([one])
     record = load_record(str(tmp_path / "s"))
     assert record is not None
     assert record["trials"][0]["schedule"] == schedule

@@ -134,6 +134,7 @@ def test_a_sweep_that_is_killed_goes_on_and_a_trial_that_fails_is_reported(head:
     rows = Model.load(states[40, True]["model"]).info["training"]
     assert [row["step"] for row in rows] == list(range(2, 41, 2))
     assert rows[0]["time"] < killed < rows[-1]["time"]
+    assert [row["step"] for row in states[40, True]["curve"]] == list(range(2, 41, 2))
     assert states[40, True]["metrics"]["bytes_per_vector"] == 4 * 32
     # What a person finds: the settings of the best, each trial's config, its metrics by trial.
     folder = workspace / "sweeps" / "killed"
