@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayemb.evaluate.metrics import MetricError, correlation
-from rayemb.tune.results import Mode, SweepRecord, TrialRecord
+from rayemb.tune.results import Mode, SweepRecord
 
 LABEL_FREE: Mapping[str, Mode] = {
     "rankme": "max",
@@ -47,14 +47,14 @@ def choices(record: SweepRecord, metrics: Sequence[str] | None = None) -> list[C
     if len(ended) < 2:
         return []
     sign = 1.0 if goal.mode == "max" else -1.0
-    labelled = np.array([_figure(trial, goal.name) for trial in ended])
+    labelled = np.array([trial.metrics[goal.name] for trial in ended])
     best = (sign * labelled).max()
     found = []
     for name in metrics if metrics is not None else known(record):
         if any(trial.metrics.get(name) is None for trial in ended):
             continue
         mode = LABEL_FREE.get(name.rsplit("/", 1)[-1], "max")
-        values = np.array([_figure(trial, name) for trial in ended]) * (1.0 if mode == "max" else -1.0)
+        values = np.array([trial.metrics[name] for trial in ended]) * (1.0 if mode == "max" else -1.0)
         # Of equal ones the worst: a metric that tells nothing apart must not be lucky.
         at = min(np.flatnonzero(values == values.max()), key=lambda i: sign * labelled[i])
         value = float(labelled[at])
@@ -69,12 +69,6 @@ def known(record: SweepRecord) -> list[str]:
     names = {name for trial in record.trials for name in trial.metrics}
     goals = {each.name for each in record.objectives}
     return sorted(name for name in names - goals if name.rsplit("/", 1)[-1] in LABEL_FREE)
-
-
-def _figure(trial: TrialRecord, name: str) -> float:
-    value = trial.metrics[name]
-    assert value is not None
-    return value
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

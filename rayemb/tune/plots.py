@@ -24,7 +24,8 @@ class Axis:
         self.numeric = bool(known) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
         self.log = self.numeric and log and min(known) > 0
         self.categories = [] if self.numeric else sorted({_label(value) for value in known})
-        self.low, self.high = (min(known), max(known)) if self.numeric else (0, max(len(self.categories) - 1, 0))
+        self.low: float = min(known) if self.numeric else 0
+        self.high: float = max(known) if self.numeric else max(len(self.categories) - 1, 0)
 
     def at(self, value: Any) -> float:
         """The number that stands for a value."""
@@ -65,7 +66,7 @@ def parallel(record: SweepRecord) -> Markup:
         points = [(x, axis.share(v)) for x, (axis, v) in enumerate(zip(axes_of, values, strict=True)) if v is not None]
         best = trial.id in record.best
         strength = 1.0 if best else 0.15 + 0.6 * place / max(len(order) - 1, 1)
-        look = {"color": BEST if best else OTHER, "alpha": strength, "lw": 2.2 if best else 1.2}
+        look: dict[str, Any] = {"color": BEST if best else OTHER, "alpha": strength, "lw": 2.2 if best else 1.2}
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, zorder=3 if best else 2, **look)
     for x, axis in enumerate(axes_of):
         axes.vlines(x, 0, 1, color=MUTED, lw=0.8, zorder=1)
@@ -112,7 +113,11 @@ def curves(record: SweepRecord, metric: str, number: int) -> Markup:
         if not points:
             continue
         best = trial.id in record.best
-        look = {"color": BEST if best else OTHER, "alpha": 1.0 if best else 0.45, "lw": 2.0 if best else 1.0}
+        look: dict[str, Any] = {
+            "color": BEST if best else OTHER,
+            "alpha": 1.0 if best else 0.45,
+            "lw": 2.0 if best else 1.0,
+        }
         axes.plot(*zip(*points, strict=True), marker="o", ms=3 if len(points) > 1 else 4, **look)
         told.append(f"trial {trial.id} from {figure_text(points[0][1])} to {figure_text(points[-1][1])}")
     axes.set_xlabel("step", fontsize=8, color=MUTED)

@@ -27,8 +27,8 @@ class TrialRecord(Config):
     error: str | None = None
     seconds: float | None = None
     step: int | None = None
-    metrics: dict[str, float | None] = Field(default_factory=dict, description="the last of each")
-    curve: tuple[dict[str, float | None], ...] = Field((), description="a report a row, with its step")
+    metrics: dict[str, float] = Field(default_factory=dict, description="the last of each")
+    curve: tuple[dict[str, float], ...] = Field((), description="a report a row, with its step")
     model: str | None = Field(None, description="URI of the trained model")
     schedule: tuple[dict[str, Any], ...] = Field(
         (), description="population-based: which settings held from which step"
