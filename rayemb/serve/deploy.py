@@ -94,7 +94,9 @@ class Embedder:
         """For each request its unit vectors `(n, D)` and the number of tokens read."""
         return await self._each(self._encoder.texts, requests, within_s)
 
-    async def documents(self, requests: list[list[str]], within_s: list[float]) -> list[tuple[Vectors, int] | Exception]:
+    async def documents(
+        self, requests: list[list[str]], within_s: list[float]
+    ) -> list[tuple[Vectors, int] | Exception]:
         """For each request the unit vectors `(n, D)` of texts that are to be found."""
         return await self._each(self._encoder.documents, requests, within_s)
 
