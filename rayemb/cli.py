@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from rayemb import __version__
 from rayemb.cli_collection import collection_app
+from rayemb.cli_evaluate import compare, evaluate
 from rayemb.cli_serve import serve_app
 from rayemb.config import ConfigError, dump, load, schema
 from rayemb.curate import Step
@@ -26,16 +27,6 @@ from rayemb.pipeline.curation import step_help, step_overrides, steps
 
 CONFIG_HELP = "A YAML file, if any, then overrides such as train.steps=100 or workspace=s3://bucket/run."
 Args = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help=CONFIG_HELP)]
-Require = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="'METRIC>=NUMBER'",
-        help="What the model must reach, else exit code 1: 'recall@10>=0.6', 'task/direction/ndcg@10>0.4', "
-        "'low(recall@10)>=0.55' of the interval, 'gain(recall@10)>0' on the baseline, 'low(gain(recall@10))>0'. "
-        "May be repeated; a name that fits several figures asks for all of them.",
-    ),
-]
-Junit = Annotated[str | None, typer.Option(metavar="FILE", help="Also write what came of it as JUnit XML, for CI.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -166,65 +157,8 @@ def report(
         typer.echo(json.dumps(found.document, indent=2))
 
 
-@app.command()
-def evaluate(
-    args: Args = None,
-    suite: Annotated[str | None, typer.Option(metavar="FILE", help="A suite of tasks instead (YAML).")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Of a suite: a model directory, a sentence-transformers one, or the URL of a service."),
-    ] = None,
-    baseline: Annotated[
-        list[str] | None, typer.Option(help='Of a suite: as --model, or "untrained"; may be repeated.')
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="Of a suite: the folder of the report.")] = None,
-    key: Annotated[str | None, typer.Option(envvar="RAYEMB_KEY", help="API key of the service.")] = None,
-    require: Require = None,
-    junit: Junit = None,
-) -> None:
-    """Judge the model on held-out pairs, or on a suite of tasks; writes metrics.json and a page with plots.
-
-    Exit code 1: it does not meet what is required.
-    """
-    from rayemb.evaluate.gate import Gate
-
-    gate = Gate.of(require, junit)
-    if suite is not None:
-        from rayemb.pipeline.evaluation import evaluate_suite, read_suite
-
-        config = read_suite(suite, args or [], model=model, baselines=baseline, out=out)
-        passed = evaluate_suite(config, gate, key=key)
-    elif model or baseline or out:
-        raise RayembError("--model, --baseline and --out are of a suite", where="evaluate", fix="--suite FILE")
-    else:
-        run = read_config(args)
-        from rayemb.pipeline.evaluation import evaluate_run
-
-        passed = evaluate_run(run, gate)
-    if not passed:
-        raise typer.Exit(1)
-
-
-@app.command()
-def compare(
-    reports: Annotated[
-        list[str], typer.Argument(metavar="A B [A2 B2]...", help="Reports of one suite; more pairs: of other seeds.")
-    ],
-    metric: Annotated[
-        list[str] | None, typer.Option(help="Only this one, as in --require; may be repeated. Default: all.")
-    ] = None,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
-    out: Annotated[str | None, typer.Option(help="Also write a page with a forest plot into this folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """Say whether model A is better than model B, from the reports of a suite: differences, intervals, verdicts."""
-    from rayemb.pipeline.comparison import compare
-
-    # As JSON the table is in nobody's way.
-    console = Console(highlight=False, stderr=as_json)
-    found = compare(reports, console, metrics=metric or (), confidence=confidence, out=out)
-    if as_json:
-        typer.echo(json.dumps(found.model_dump(mode="json"), indent=2))
+app.command()(evaluate)
+app.command()(compare)
 
 
 @app.command()

@@ -9,6 +9,7 @@ CPU a row (`jobs/bench/RESULTS.md`). Building, curating and embedding, which hav
 """
 
 import contextlib
+import json
 import os
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayemb import storage
 from rayemb.config import Config
 from rayemb.data.attributes import Attributes
 from rayemb.data.corpus import Corpus, CorpusError, Kind
@@ -37,6 +39,7 @@ from rayemb.data.decode import (
 )
 from rayemb.data.mix import CorpusEntry, MixConfig
 from rayemb.data.plan import GlobalBatch, Planner
+from rayemb.data.shared import Shared, SharedPieces
 from rayemb.models import TextTokenizer
 
 BEHIND = 64  # steps that a worker may be behind the first one before the planner has forgotten them
@@ -49,17 +52,27 @@ class LoaderConfig(Config):
     cpus_per_decoder: float = Field(0.5, gt=0, description="CPUs that each of them takes in the cluster")
     prefetch: int = Field(4, ge=1, description="steps that are decoded ahead of their use")
     cache_mb: int = Field(256, ge=1, description="encoded rows that each decoder keeps for the next batches, MiB")
+    shared: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="a name under which trainings on one machine share decoded rows; null: none. A sweep's trials do",
+    )
+    shared_mb: int = Field(1024, ge=1, description="of those at most, MiB of each machine's temporary folder")
 
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """All that decides what a stream yields. `entries` have their URIs; `state`: where to begin, null for the start."""
+    """All that decides what a stream yields. `entries` have their URIs; `state`: where to begin, null for the start.
+
+    `until`: the stream pauses after so many steps of the run; null: it does not.
+    """
 
     entries: Mapping[str, CorpusEntry]
     mix: MixConfig
     batch_size: int
     seed: int
     state: dict[str, Any] | None = None
+    until: int | None = None
 
 
 def open_members(entries: Mapping[str, CorpusEntry]) -> list[Member]:
@@ -113,7 +126,7 @@ class PlanServer:
         )
         self._world = world
         self._batches: dict[int, GlobalBatch] = {}
-        self._asked, self._pause_after = -1, -1
+        self._asked, self._pause_after = -1, (settings.until or 0) - 1
         self._ahead = self._planner.next()
 
     def step_piece(self, step: int, rank: int, decoders: int) -> StepPiece | None:
@@ -164,8 +177,9 @@ def _pieces(batch: GlobalBatch, rank: int, world: int, decoders: int) -> list[Pi
 class DecodeServer:
     """A process that decodes. What it is asked twice it answers the same, so that a killed one costs time alone."""
 
-    def __init__(self, members: Sequence[Member], settings: DecodeSettings) -> None:
-        self._decoder = Decoder(members, settings)
+    def __init__(self, members: Sequence[Member], settings: DecodeSettings, shared: Shared | None = None) -> None:
+        decoder = Decoder(members, settings)
+        self._decoder = SharedPieces(decoder, shared) if shared else decoder
         self._behind = ThreadPoolExecutor(1, "rayemb-decoder", _leave_cores)
 
     def decode(
@@ -240,6 +254,7 @@ class Stream:
     loader: LoaderConfig
     start: int
     world: int
+    shared: Shared | None = None
 
     def batches(self, rank: int, stop: int) -> Iterator[Batch]:
         """This rank's part of steps `start .. stop - 1`, decoded ahead; ends earlier where the mixture does."""
@@ -278,7 +293,7 @@ class Stream:
         # Not in the placement group of the training, which has no CPU for them; on this node if it has room.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         remote = DecodeServer.options(num_cpus=self.loader.cpus_per_decoder, scheduling_strategy=here)  # type: ignore[attr-defined]
-        return [remote.remote(self.members, self.decode) for _ in range(self.loader.decoders)]
+        return [remote.remote(self.members, self.decode, self.shared) for _ in range(self.loader.decoders)]
 
 
 def open_stream(
@@ -295,4 +310,20 @@ def open_stream(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     server = PlanServer.options(scheduling_strategy=here)  # type: ignore[attr-defined]
     planner = server.remote(settings, reference, decode.tokenizer, world)
-    return Stream(planner, reference, decode, loader, int((settings.state or {}).get("step", 0)), world)
+    start = int((settings.state or {}).get("step", 0))
+    return Stream(planner, reference, decode, loader, start, world, _shared(settings, decode, loader))
+
+
+def _shared(settings: StreamSettings, decode: DecodeSettings, loader: LoaderConfig) -> Shared | None:
+    """Where decoded rows are shared, if they are: under a key of all that decides what a row becomes."""
+    if loader.shared is None:
+        return None
+    classes = None if decode.classes is None else storage.sha256_bytes(decode.classes.tobytes())
+    own: list[Any] = [decode.tokenizer.to_json(), decode.tokenizer.max_length, decode.image_size, decode.seed, classes]
+    own += [decode.augment.model_dump(mode="json"), decode.prompts.model_dump(mode="json")]
+    for entry in settings.entries.values():
+        # Which rows are asked for a piece says itself.
+        about = entry.model_dump(mode="json", exclude={"weight", "fraction", "sampler"})
+        own.append([Corpus.open(str(entry.uri)).digest, about])
+    key = storage.sha256_bytes(json.dumps(own, sort_keys=True).encode())[:24]
+    return Shared(loader.shared, key, loader.shared_mb << 20)

@@ -101,7 +101,10 @@ def _about(items: str) -> str:
 def _images(shown: Shown) -> list[bytes | None]:
     images: list[bytes | None] = list(shown.space.images) if shown.space else []
     for example in shown.examples:
-        images += [example.image, *(hit.image for hit in example.hits)]
+        images += [
+            example.image,
+            *(hit.image for hit in (*example.hits, *([example.wanted] if example.wanted else []))),
+        ]
     return images
 
 
@@ -109,7 +112,7 @@ def _with_images(document: Mapping[str, Any], images: list[str | None]) -> Shown
     """Pictures are no part of the reports' JSON, so they lie beside it, in the order in which they are met."""
     found = from_mapping(_Shown, document, source="kept")
     left = iter([None if text is None else base64.b64decode(text) for text in images])
-    count = len(images) - sum(1 + len(example.hits) for example in found.examples)
+    count = len(images) - sum(1 + len(each.hits) + (each.wanted is not None) for each in found.examples)
     space = found.space
     if space is not None and count:
         space = space.model_copy(update={"images": tuple(next(left) for _ in range(count))})
@@ -117,5 +120,6 @@ def _with_images(document: Mapping[str, Any], images: list[str | None]) -> Shown
     for example in found.examples:
         image = next(left)
         hits = tuple(hit.model_copy(update={"image": next(left)}) for hit in example.hits)
-        examples.append(example.model_copy(update={"image": image, "hits": hits}))
+        wanted = example.wanted and example.wanted.model_copy(update={"image": next(left)})
+        examples.append(example.model_copy(update={"image": image, "hits": hits, "wanted": wanted}))
     return Shown(space, found.similarities, found.curves, found.confusion, tuple(examples))

@@ -199,9 +199,8 @@ class Example(Config):
     direction: str
     text: str = Field("", description="the query, or the caption of the query picture")
     image: bytes | None = Field(None, exclude=True, repr=False, description="the query picture, encoded")
-    rank: int | None = Field(
-        None, ge=1, description="1-based rank of the best relevant candidate; the page shows it among the worst queries"
-    )
+    rank: int | None = Field(None, ge=1, description="1-based rank of the best relevant candidate, where it was found")
+    worst: bool = Field(False, description="one of those on which the model does worst; so is whatever has a rank")
     hits: tuple[Hit, ...]
     wanted: Hit | None = Field(None, description="the best relevant candidate, where it is not among the hits")
 
@@ -280,8 +279,8 @@ def render(report: Report) -> str:
         training_plot=training_plot(points) if points else None,
         training_rows=[points[i] for i in shown],
         views=[_View.of(result, number, budget) for number, result in enumerate(report.results)],
-        worst=[each for each in report.examples if each.rank is not None],
-        others=[each for each in report.examples if each.rank is None],
+        worst=[each for each in report.examples if each.worst or each.rank is not None],
+        others=[each for each in report.examples if not each.worst and each.rank is None],
         markers=[css(number) for number in range(len(SYSTEMS))],
         looks=LOOKS,
     )

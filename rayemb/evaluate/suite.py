@@ -194,7 +194,8 @@ def _report(
         result = _result(config, name, found[name], systems, notes)
         if result is not None:
             results.append(result)
-            examples += found[name][systems[0]].shown.examples
+            shown = found[name][systems[0]].shown.examples
+            examples += [example.model_copy(update={"worst": True}) for example in shown]
     if not results:
         raise EvaluateError("no task has a figure for the model: " + " ".join(notes), where=systems[0])
     rows = {name: len(found[name][systems[0]].items.ids) for name in tasks}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from rayemb.config import ConfigError, from_mapping
+from rayemb.errors import RayembError
 from rayemb.pipeline.config import ArtefactName, ReadName, RunConfig, StepConfig
 from rayemb.pipeline.stages import STAGES, Stage
 from rayemb.storage import join, normalise
@@ -97,8 +98,12 @@ class _Planner:
             for kind in sorted(missing):
                 self._wrong(at, f"no step before it made what it reads: {kind} (or give artefacts.{kind})")
             planned = PlannedStep(step.name, step.run, own, _inputs(step.run, own))
+            if stage.check:
+                stage.check(own)
         except ConfigError as error:
             self.problems += [(at if key == "(top)" else f"{at}.{key}", text) for key, text in error.problems]
+        except RayembError as error:
+            self._wrong(f"{at}.{error.where}", error.what)
         self.made.setdefault(step.name, (_AS.get(stage.makes), _place(workspace, read, stage)))
         return planned if len(self.problems) == before else None
 

@@ -21,7 +21,7 @@ from rayemb.pipeline.config import ArtefactName, ReadName, RunConfig
 from rayemb.pipeline.display import Display
 from rayemb.progress import Progress
 from rayemb.train import soup, train
-from rayemb.tune import sweep
+from rayemb.tune import check_sweep, sweep
 
 
 @dataclass(frozen=True)
@@ -190,15 +190,24 @@ def tune_stage(config: RunConfig, progress: Progress) -> Outcome:
     return Outcome(result.uri, result.summary, result.figures)
 
 
+def check_tune(config: RunConfig) -> None:
+    """Raises TuneError for a search space, an objective or a searcher that cannot be."""
+    check_sweep(config.tune, config.train)
+
+
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its title, the artefact it makes, what does it, and, for recipes, what it reads and is set by."""
+    """A stage: its title, the artefact it makes, what does it, and, for recipes, what it reads and is set by.
+
+    `check` finds, before a cluster starts, what is wrong with a config beyond each key for itself.
+    """
 
     title: str
     makes: ArtefactName
     run: Callable[[RunConfig, Progress], Outcome]
     reads: tuple[ReadName, ...]
     sections: tuple[str, ...]
+    check: Callable[[RunConfig], object] | None = None
 
 
 STAGES = {
@@ -216,13 +225,15 @@ STAGES = {
     ),
     "neighbours": Stage("Find neighbours", "attributes", neighbours_stage, ("corpus", "index"), ("attributes",)),
     "mine": Stage("Mine hard negatives", "mined", mine_stage, ("corpus", "model", "index"), ("mine",)),
-    "tune": Stage("Search the settings", "sweeps", tune_stage, ("corpus",), ("tune", "train")),
+    "tune": Stage("Search the settings", "sweeps", tune_stage, ("corpus",), ("tune", "train"), check_tune),
 }
 
 
 def run_stage(name: str, config: RunConfig, display: Display | None = None, *, title: str = "") -> Outcome:
     """Runs one stage on the configured cluster (the connected one, if any) and shows its progress."""
     stage = STAGES[name]
+    if stage.check:
+        stage.check(config)
     display = display or Display()
     with (
         connect(config.cluster, config.storage.environment()),

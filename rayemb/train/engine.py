@@ -86,6 +86,27 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     return found
 
 
+def fixed_values(losses: nn.Module) -> dict[str, torch.Tensor]:
+    """What the losses hold and do not train, a fixed temperature say, as the config says it; before the engine."""
+    return {name: p.detach().clone() for name, p in losses.named_parameters() if not p.requires_grad}
+
+
+@torch.no_grad()
+def keep_fixed(losses: nn.Module, values: dict[str, torch.Tensor], stage: int) -> None:
+    """Sets them again (collective): a checkpoint that another training wrote brings that one's along."""
+    import contextlib
+
+    import deepspeed
+
+    found = {name: p for name, p in losses.named_parameters() if name in values}
+    if not found:
+        return
+    every = list(found.values())
+    with deepspeed.zero.GatheredParameters(every, modifier_rank=0) if stage == 3 else contextlib.nullcontext():
+        for name, parameter in found.items():
+            parameter.copy_(values[name])
+
+
 def full_state(engine: Any, network: nn.Module, stage: int) -> dict[str, torch.Tensor] | None:
     """The whole weights of `network` on rank 0, None elsewhere; all ranks must call it (ZeRO-3 gathers)."""
     import contextlib

@@ -4,7 +4,8 @@ import contextlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from rayemb.errors import RayembError
 from rayemb.models import Model, ModelError, PretrainedTokenizerConfig, TextTokenizer
 from rayemb.models.cutting import cut
 from rayemb.progress import Progress
-from rayemb.train.checkpoints import newest, sweep
+from rayemb.train.checkpoints import POSITION, newest, sweep
 from rayemb.train.config import TrainConfig
 from rayemb.train.elastic import lost_nodes, room, wait_for_room
 from rayemb.train.evaluation import open_tasks
@@ -47,6 +48,22 @@ class TrainError(RayembError):
     """A training run that cannot start or did not finish."""
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """What a run is called where its metrics go, and its tags there; no name: that of its folder."""
+
+    name: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a training: from the checkpoint `begin`, of another training it may be, to step `until`."""
+
+    until: int
+    begin: str | None = None
+
+
 def train(
     config: TrainConfig,
     corpus_uri: str,
@@ -55,6 +72,7 @@ def train(
     *,
     progress: Progress | None = None,
     callbacks: list[Any] | None = None,
+    tracked: Tracked | None = None,
 ) -> Model:
     """The trained model, saved at `model_uri`; checkpoints lie below `runs_uri`.
 
@@ -62,6 +80,44 @@ def train(
     gives the finished model. Raises TrainError, CorpusError or ClusterError before workers start if the data do not
     suffice or the cluster is too small. Needs a connected Ray.
     """
+    model, _ = _train(config, corpus_uri, model_uri, runs_uri, None, progress, callbacks, tracked or Tracked())
+    assert model is not None
+    return model
+
+
+def train_stretch(
+    config: TrainConfig,
+    corpus_uri: str,
+    model_uri: str,
+    runs_uri: str,
+    stretch: Stretch,
+    *,
+    progress: Progress | None = None,
+    tracked: Tracked | None = None,
+) -> tuple[Model | None, str, dict[str, Any]]:
+    """A part of a training: the model, once it is through, else None; its last checkpoint, and where it stands there.
+
+    What the checkpoint that it begins from holds goes on as it was, a learned temperature too; what the config alone
+    says changes: a margin, a fixed temperature, the learning rate. Raises as `train` does.
+    """
+    model, run_uri = _train(config, corpus_uri, model_uri, runs_uri, stretch, progress, None, tracked or Tracked())
+    there = newest(run_uri)
+    if there is None:
+        raise TrainError("the training has left no checkpoint to go on from", where=run_uri)
+    return model, *there
+
+
+def _train(
+    config: TrainConfig,
+    corpus_uri: str,
+    model_uri: str,
+    runs_uri: str,
+    stretch: Stretch | None,
+    progress: Progress | None,
+    callbacks: list[Any] | None,
+    tracked: Tracked,
+) -> tuple[Model | None, str]:
+    """The model, None where the stretch ends before, and the run's folder."""
     entries = {
         name: entry.model_copy(update={"uri": entry.uri or storage.normalise(corpus_uri)})
         for name, entry in config.corpora.items()
@@ -72,10 +128,14 @@ def train(
     if config.init is not None:
         config, initial = _begun(config)
         digests.append(str(initial.digest))
+    if stretch is not None and stretch.begin is not None:
+        # Weights that another training began are not those of this config alone.
+        digests.append(stretch.begin)
     fingerprint = storage.sha256_bytes("|".join([json.dumps(config.outcome), *digests]).encode())
+    run_uri = storage.join(runs_uri, f"train-{fingerprint[:12]}")
     finished = _finished(model_uri, fingerprint)
     if finished:
-        return finished
+        return finished, run_uri
     model_uri = storage.normalise(model_uri)
     _check(config, corpora)
     require_cpus(config.least_workers * config.cpus_of_one, "training (workers and their decoders)")
@@ -105,7 +165,6 @@ def train(
         {"name": name, "uri": corpus.uri, "digest": corpus.digest, "split": entries[name].split}
         for name, corpus in corpora.items()
     ]
-    run_uri = storage.join(runs_uri, f"train-{fingerprint[:12]}")
     info: dict[str, Any] = {
         "fingerprint": fingerprint,
         "seed": config.seed,
@@ -127,26 +186,35 @@ def train(
             where="train.early_stopping.metric",
             fix="give train.evaluation.tasks",
         )
-    run = Run(run_uri, run_uri.rsplit("/", 1)[1], info["config"])
+    run = Run(run_uri, tracked.name or run_uri.rsplit("/", 1)[1], info["config"], tracked.tags)
     # With the driver, so that the loss of another node leaves it alone.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     log = TrainingLog.options(scheduling_strategy=here).remote(run, config.logging.makers())  # type: ignore[attr-defined]
 
     def job(world: int) -> Job:
-        uri, position = newest(run_uri) or (None, None)
+        uri, position = newest(run_uri) or _begins(stretch)
         state = position["data"] if position else None
-        settings = StreamSettings(entries, config.mix, config.batch_size, config.seed, state)
+        until = stretch.until if stretch and stretch.until < config.steps else None
+        settings = StreamSettings(entries, config.mix, config.batch_size, config.seed, state, until)
         stream = open_stream(settings, members, decode, config.loader, world=world)
         attempt = secrets.token_hex(4)
         return Job(config, decode.tokenizer, stream, tasks, model_uri, run_uri, info, log, uri, attempt)
 
+    until = stretch.until if stretch else config.steps
     try:
-        _attempts(config, job, run_uri, log, progress, callbacks)
+        through = _attempts(config, job, run_uri, log, progress, callbacks, until)
     finally:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(log.close.remote())
         ray.kill(log)
-    return Model.load(model_uri)
+    return Model.load(model_uri) if through else None, run_uri
+
+
+def _begins(stretch: Stretch | None) -> tuple[str | None, dict[str, Any] | None]:
+    """The checkpoint that a stretch begins from, and where it stands."""
+    if stretch is None or stretch.begin is None:
+        return None, None
+    return stretch.begin, storage.read_json(storage.join(stretch.begin, POSITION))
 
 
 def _attempts(
@@ -156,11 +224,17 @@ def _attempts(
     log: Any,
     progress: Progress | None,
     callbacks: list[Any] | None,
-) -> None:
-    """Runs the workers until they are through: again after a failure, and with more of them when there is room."""
+    until: int,
+) -> bool:
+    """Runs the workers up to a step: again after a failure, and with more of them when there is room.
+
+    Gives whether the training is over.
+    """
     failures, started = 0, False
     while True:
         # What is not elastic and starts for the first time waits as long as Ray does: a sweep's trials take turns.
+        if until < config.steps and (there := newest(run_uri)) and there[1]["step"] >= until:
+            return False
         world = wait_for_room(config) if started or config.min_workers is not None else config.workers
         started = True
         sweep(run_uri)
@@ -173,7 +247,9 @@ def _attempts(
             with watch.running():
                 result = _fit(attempt, world, callbacks)
             if not (result or {}).get("paused"):
-                return
+                return True
+            if (result or {})["step"] >= until:
+                return False
             logger.info("there is room for more workers than %d: going on with them", world)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             failures += 1

@@ -19,7 +19,7 @@ from rayemb.train.checkpoints import Checkpoints, restore
 from rayemb.train.clock import Clock
 from rayemb.train.config import TrainConfig
 from rayemb.train.ema import averaged
-from rayemb.train.engine import create_engine, full_state, set_rates
+from rayemb.train.engine import create_engine, fixed_values, full_state, keep_fixed, set_rates
 from rayemb.train.evaluation import EarlyStopping, Evaluator
 from rayemb.train.evaluation.base import Task
 from rayemb.train.meter import Meter
@@ -70,9 +70,11 @@ def _train(job: Job, pulse: Pulse) -> dict[str, Any]:
         note = "compiling its operators, once on this machine" if compiling else "nothing to compile"
         job.log.say.remote(f"starting {world} DeepSpeed engines, ZeRO-{config.zero_stage} ({note})")
     objective = create_objective(config, job.tokenizer).to(device)
+    fixed = fixed_values(objective.losses)
     engine = create_engine(objective, config)
     exchange = exchange_named(config.exchange, Tiling(*config.tile) if config.tile else None)
     step, history = restore(engine, job.checkpoint, context.get_local_rank())
+    keep_fixed(objective.losses, fixed, config.zero_stage)
     checkpoints = Checkpoints(config.checkpoints, job.run_uri, job.attempt, job.log, rank, world)
     settings = config.evaluation
     evaluator = Evaluator(job.tasks, engine, exchange, job.stream.decode, batch_size=settings.batch_size)

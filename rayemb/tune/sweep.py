@@ -1,216 +1,288 @@
-"""A sweep over training configs: Ray Tune around Ray Train, as it runs without deadlock on a few CPUs."""
+"""Runs a sweep on Ray Tune, or goes on with one that was interrupted."""
 
-import time
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayemb import storage
-from rayemb.config import ConfigError, dump, from_mapping
+from rayemb.config import dump, from_mapping
 from rayemb.data import Corpus
-from rayemb.errors import RayembError
+from rayemb.data.shared import forget
 from rayemb.progress import Progress
-from rayemb.train import TrainConfig, train
-from rayemb.tune.config import TuneConfig, parse_distribution
+from rayemb.storage import environment
+from rayemb.train import TrainConfig
+from rayemb.tune.config import REPORTED, TuneConfig
+from rayemb.tune.errors import TuneError
+from rayemb.tune.page import write_page
+from rayemb.tune.record import BEST, FILE, Recorder, front, load_record, write_best
+from rayemb.tune.results import SweepRecord
+from rayemb.tune.schedulers import NoneConfig, PBTConfig
+from rayemb.tune.search import Objectives
+from rayemb.tune.settings import applied, check_space
+from rayemb.tune.trial import Plan, budgets, run_trial, tidy
+
+logger = logging.getLogger(__name__)
 
 SLOT = "trial_slot"
-
-
-class TuneError(RayembError):
-    """A sweep that cannot start, or in which no trial finished."""
+TUNE = "tune"  # the folder of what Ray Tune keeps
+LOOK_S = 1.0
+# What may be said otherwise when a sweep goes on.
+HOW = {"name", "concurrent", "minutes", "keep_models", "watch"}
+SETTINGS = {
+    # How often Tune's state is saved at most: what came since is done again after a kill.
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",
+    # What is only measured at a trial's end is no metric of the reports before.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Our own progress tells of trials and their errors.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found. `trials`: a row per trial with its settings, its last metrics and its error, if any."""
+    """What a sweep found; `record` is its `trials.json`."""
 
     uri: str
+    record: dict[str, Any]
     best: TrainConfig
-    best_settings: dict[str, Any]
-    best_value: float
-    metric: str
-    trials: list[dict[str, Any]]
+
+    @property
+    def best_trial(self) -> dict[str, Any]:
+        """The best by the first objective."""
+        return next(trial for trial in self.record["trials"] if trial["id"] == self.record["best"][0])
+
+    @property
+    def best_settings(self) -> dict[str, Any]:
+        """Its settings."""
+        return dict(self.best_trial["settings"])
+
+    @property
+    def best_value(self) -> float:
+        """Its value of the first objective."""
+        return float(self.best_trial["metrics"][self.record["objectives"][0]["name"]])
 
     @property
     def summary(self) -> str:
         """One line."""
-        settings = ", ".join(f"{key}={_short(value)}" for key, value in self.best_settings.items())
-        return f"{len(self.trials)} trials; best {self.metric} {self.best_value:.3f} with {settings}"
+        trial = self.best_trial
+        values = ", ".join(f"{o['name']} {trial['metrics'][o['name']]:.4g}" for o in self.record["objectives"])
+        settings = ", ".join(f"{key}={_short(value)}" for key, value in trial["settings"].items())
+        several = len(self.record["best"])
+        chosen = f"; {several} on the front, one" if several > 1 else "; best"
+        state = self.record["state"]
+        ended = "" if state == "finished" else f" ({state}: {self.record['note']})"
+        return f"{_counted(self.record)}{chosen} {values} with {settings}{ended}"
 
     @property
     def figures(self) -> dict[str, Any]:
         """For machines."""
-        return {"best": self.best_settings, self.metric: self.best_value, "trials": self.trials}
+        return {**self.record, "best_settings": self.best_settings, "best_metrics": self.best_trial["metrics"]}
+
+
+def check_sweep(config: TuneConfig, base: TrainConfig) -> list[TrainConfig]:
+    """The configs of the search space's corners. Needs no Ray.
+
+    Raises TuneError naming the key for whatever would be found wrong later: a key or a value that the training config
+    refuses, a metric that nothing yields, a package that is missing, a space that the searcher cannot search.
+    """
+    space = config.space
+    try:
+        given = applied(base, config.set)
+    except TuneError as error:
+        raise TuneError(error.what, where=f"tune.set.{error.where}", fix=error.fix) from error
+    corners = check_space(given, space, config.seed)
+    _check_objectives(config, corners)
+    config.searcher.check(space, config.objectives)
+    if isinstance(config.scheduler, PBTConfig):
+        config.scheduler.check(space, corners)
+        if config.total < 2:
+            raise TuneError("a population is two trials or more", where="tune.trials")
+    if not isinstance(config.scheduler, NoneConfig) and not _compared(config):
+        raise TuneError(
+            "a scheduler compares trials on their way, and all objectives are measured at the end",
+            where="tune.objectives",
+            fix="add one that is reported while training, or use tune.scheduler=none",
+        )
+    for corner in corners:
+        corner.logging.makers()
+    return corners
+
+
+def _check_objectives(config: TuneConfig, corners: list[TrainConfig]) -> None:
+    for corner in corners:
+        known = [*corner.evaluation.metrics, *REPORTED, *config.measured]
+        for section, name in [*(("objectives", n) for n in config.objectives), *(("watch", n) for n in config.watch)]:
+            if name not in known:
+                raise TuneError(
+                    f"no evaluation yields {name!r}; there are {', '.join(known)}",
+                    where=f"tune.{section}.{name}",
+                    fix="name one of them, or add an evaluation (train.evaluation.tasks) or a measure (tune.measures)",
+                )
+
+
+def _compared(config: TuneConfig) -> str | None:
+    """The objective that trials are compared by while they train."""
+    return next((name for name in config.objectives if name not in config.measured), None)
 
 
 def sweep(
     config: TuneConfig, base: TrainConfig, corpus_uri: str, sweeps_uri: str, *, progress: Progress | None = None
 ) -> SweepResult:
-    """Tries `config.trials` samples of the search space around `base`; writes `best.yaml` and `trials.json`.
+    """Tries the search space around `base`; `trials.json`, `best.yaml`, a page, each trial's config and model lie in
+    a folder below `sweeps_uri`.
 
-    A trial is a driver that holds no CPU (it takes a `trial_slot`) and starts a Ray Train run of its own: with
-    Tune's defaults the drivers would hold the very CPUs that their workers wait for.
-    Raises TuneError before any trial if a setting is not one of the training config or the cluster is too small.
-    Needs a connected Ray.
+    The same call again goes on with a sweep that was killed, interrupted or out of time: finished trials stay, others
+    go on from their checkpoints; of a finished one it gives what it found. A trial that fails is tried again
+    `config.retries` times, and then reported with its error.
+    Raises TuneError before any trial as `check_sweep` does, if the cluster is too small, or if the folder holds
+    another sweep; and if no trial reported anything. Needs a connected Ray.
     """
+    corners = check_sweep(config, base)
     corpus = Corpus.open(corpus_uri)
-    space = {key: _domain(text) for key, text in config.search.items()}
-    samples = [{key: _sample(domain) for key, domain in space.items()} for _ in range(3)]
-    configs = [trial_config(base, config, sample) for sample in samples]
-    concurrent = _concurrent(config, configs[0])
-    sweeps_uri = storage.normalise(sweeps_uri)
-    fs, path = storage.filesystem(sweeps_uri)
-    name = f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    said = config.model_dump(mode="json", exclude=HOW)
+    document = json.dumps([base.outcome, said, corpus.digest], sort_keys=True)
+    fingerprint = storage.sha256_bytes(document.encode())
+    name = config.name or f"sweep-{fingerprint[:12]}"
+    uri = storage.join(sweeps_uri, name)
+    plan = Plan(config, base, corpus.uri, uri, name)
+    there = load_record(uri)
+    if there and there["fingerprint"] != fingerprint:
+        raise TuneError(f"{uri} holds a sweep of another config or corpus", where="tune.name", fix="give another name")
+    if there and there["state"] == "finished":
+        _write_page(plan, there)  # what is watched may be said otherwise
+        return _result(plan, there)
+    concurrent = _concurrent(config, corners)
+    storage.write_bytes(storage.join(uri, "sweep.yaml"), _sweep_yaml(plan).encode())
+    note = ""
+    with environment(SETTINGS), _shown(plan, progress, concurrent), _time_limit(config.minutes) as limit:
+        tuner = _tuner(plan, corners, concurrent, fingerprint)
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:
+            note = "Ctrl-C, twice"
+        finally:
+            _forget(plan.shared)
+        out_of_time = limit.is_set()
+    return _finished(plan, note, out_of_time)
 
-    def trial(sample: dict[str, Any]) -> None:
-        context = tune.get_context()
-        place = storage.join(sweeps_uri, f"{name}-runs", str(context.get_trial_id()))
-        train(
-            trial_config(base, config, sample),
-            corpus.uri,
-            storage.join(place, "model"),
-            storage.join(place, "runs"),
-            callbacks=[TuneReportCallback()],
+
+def _tuner(plan: Plan, corners: list[TrainConfig], concurrent: int, fingerprint: str) -> tune.Tuner:
+    """A new tuner, or the one that was interrupted."""
+    config = plan.config
+    slots = int(ray.cluster_resources()[SLOT])
+    # One who waits in the middle of its training for others to be begun may not be counted: then the slots limit.
+    slot = -(-slots // concurrent) if config.scheduler.pauses else 1
+
+    def trial(draw: dict[str, Any]) -> None:
+        run_trial(plan, draw)
+
+    trainable = tune.with_resources(trial, {SLOT: slot})
+    fs, path = storage.filesystem(plan.uri)
+    place = storage.join(plan.uri, TUNE)
+    _, place_path = storage.filesystem(place)
+    if tune.Tuner.can_restore(place_path, storage_filesystem=fs):
+        return tune.Tuner.restore(
+            place_path, trainable=trainable, resume_unfinished=True, restart_errored=False, storage_filesystem=fs
         )
-
-    if progress:
-        progress(0, config.trials, f"{config.trials} trials, {concurrent} at once")
-    tuner = tune.Tuner(
-        tune.with_resources(trial, {SLOT: 1}),
-        param_space=space,
+    space = config.space
+    population = isinstance(config.scheduler, PBTConfig)
+    budget = max(budgets(config, corner.steps, plan.every)[-1][1] for corner in corners)
+    metric = _compared(config) or ""
+    mode = config.objectives.get(metric, "max")
+    searcher = (
+        BasicVariantGenerator(random_state=config.seed)
+        if population
+        else config.searcher.build(space, config.objectives, config.seed)
+    )
+    return tune.Tuner(
+        trainable,
+        param_space={p.name: p.distribution.domain() for p in space.parameters} if population else {},
         tune_config=tune.TuneConfig(
-            metric=config.metric,
-            mode=config.mode,
-            num_samples=config.trials,
-            max_concurrent_trials=concurrent,
-            scheduler=ASHAScheduler(
-                time_attr="step",
-                max_t=configs[0].steps,
-                grace_period=config.grace_steps,
-                reduction_factor=config.reduction_factor,
-            ),
-            search_alg=tune.search.BasicVariantGenerator(random_state=config.seed, max_concurrent=concurrent),
+            num_samples=config.total,
+            max_concurrent_trials=None if config.scheduler.pauses else concurrent,
+            scheduler=config.scheduler.build(metric, mode, budget, space, bohb=config.searcher.name == "bohb"),
+            search_alg=searcher,
         ),
         run_config=tune.RunConfig(
-            name=name,
+            name=TUNE,
             storage_path=path,
             storage_filesystem=fs,
-            callbacks=[_Reporter(progress, config)] if progress else None,
+            failure_config=tune.FailureConfig(max_failures=config.retries),
+            callbacks=[Recorder(plan, fingerprint)],
             verbose=0,
         ),
     )
-    return _collect(tuner.fit(), config, base, sweeps_uri, name)
 
 
-def trial_config(base: TrainConfig, config: TuneConfig, sample: dict[str, Any]) -> TrainConfig:
-    """`base` with what every trial changes and with one sample of the search space.
-
-    Raises TuneError naming the key that the training config does not know or refuses.
-    """
-    data = base.model_dump(mode="json")
-    # Every report must carry the metric, so validation and reports go together.
-    often = {"logging.every": config.grace_steps, "evaluation.every": config.grace_steps}
-    for key, value in {**often, **config.set, **sample}.items():
-        if not _set(data, key, value):
-            section = "tune.search" if key in sample else "tune.set"
-            raise TuneError(
-                f"the training config has no key {key!r}", where=f"{section}.{key}", fix="see `rayemb config show`"
-            )
-    data["evaluation"]["every"] = data["logging"]["every"]
-    data["checkpoints"]["every"] = data["steps"]
-    try:
-        return from_mapping(TrainConfig, data, source="tune")
-    except ConfigError as error:
-        raise TuneError(error.what, where="tune.search or tune.set") from error
+def _forget(name: str) -> None:
+    """Removes the decoded rows that trials shared, on every machine that is there."""
+    with contextlib.suppress(ray.exceptions.RayError):
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        placed = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+        remote = ray.remote(num_cpus=0)(forget)
+        ray.get([remote.options(scheduling_strategy=here).remote(name) for here in placed], timeout=60)
 
 
-class _Reporter(tune.Callback):  # type: ignore[misc]
-    """Passes the state of the sweep on to the terminal."""
-
-    def __init__(self, progress: Progress | None, config: TuneConfig) -> None:
-        self.progress, self.config, self.done, self.best = progress, config, 0, None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune saves its callbacks; a terminal cannot be saved, and a restored sweep has another one.
-        return {**self.__dict__, "progress": None}
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """Notes a report."""
-        value = result.get(self.config.metric)
-        if value is not None:
-            better = self.best is None or (value > self.best) == (self.config.mode == "max")
-            self.best = value if better else self.best
-            self._show(f"{self.config.metric} {value:.3f} at step {result.get('step')}, best {self.best:.3f}")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Counts a trial."""
-        self.done += 1
-        self._show(f"trial {self.done} done")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Counts a failed trial."""
-        self.done += 1
-        self._show(f"trial {self.done} failed")
-
-    def _show(self, text: str) -> None:
-        if self.progress:
-            self.progress(self.done, self.config.trials, text)
+def _finished(plan: Plan, note: str, out_of_time: bool) -> SweepResult:
+    """Closes the record: what is not over was stopped with the sweep."""
+    record = load_record(plan.uri)
+    assert record is not None
+    left = [trial for trial in record["trials"] if trial["state"] == "running"]
+    whole = not left and len(record["trials"]) >= plan.config.total
+    for trial in left:
+        trial["state"] = "stopped"
+    if whole:
+        record["state"] = "finished"
+    elif out_of_time:
+        record |= {"state": "stopped", "note": f"after {plan.config.minutes:g} minutes; run again to go on"}
+    else:
+        record |= {"state": "interrupted", "note": note or "run again to go on"}
+    found = front(record["trials"], plan.config.objectives)
+    record["best"] = [trial["id"] for trial in found]
+    for trial in record["trials"] if whole else ():
+        tidy(storage.join(plan.place(trial["id"]), "runs"))
+        if plan.config.keep_models == "best" and trial["model"] and trial["id"] not in record["best"]:
+            storage.delete(trial["model"])
+            trial["model"] = None
+    storage.write_json(storage.join(plan.uri, FILE), record)
+    write_best(plan, found)
+    _write_page(plan, record)
+    return _result(plan, record)
 
 
-def _collect(results: Any, config: TuneConfig, base: TrainConfig, sweeps_uri: str, name: str) -> SweepResult:
-    trials = []
-    for result in results:
-        metrics = result.metrics or {}
-        figures = {key: metrics[key] for key in ("step", "loss", "temperature", config.metric) if key in metrics}
-        error = str(result.error).strip().splitlines()[-1] if result.error else None
-        trials.append({"settings": _settings(result.config, config), **figures, "error": error})
-    finished = [trial for trial in trials if trial.get(config.metric) is not None]
-    if not finished:
-        errors = "; ".join(str(trial["error"]) for trial in trials if trial["error"])[:500]
-        raise TuneError(f"no trial reported {config.metric!r} ({errors or 'no error given'})", where="tune.metric")
-    best = (max if config.mode == "max" else min)(finished, key=lambda trial: trial[config.metric])
-    data = base.model_dump(mode="json")
-    for key, value in best["settings"].items():
-        _set(data, key, value)
-    chosen = from_mapping(TrainConfig, data)
-    storage.write_json(storage.join(sweeps_uri, name, "trials.json"), trials)
-    text = "train:\n" + "".join(f"  {line}\n" for line in dump(chosen).splitlines())
-    storage.write_bytes(storage.join(sweeps_uri, name, "best.yaml"), text.encode())
-    return SweepResult(
-        storage.join(sweeps_uri, name), chosen, best["settings"], float(best[config.metric]), config.metric, trials
-    )
+def _write_page(plan: Plan, record: dict[str, Any]) -> None:
+    best = storage.join(plan.uri, BEST)
+    text = storage.read_bytes(best).decode() if record["best"] else ""
+    read = from_mapping(SweepRecord, record, source=storage.join(plan.uri, FILE))
+    write_page(plan.uri, read, best_yaml=text, watch=plan.config.watch)
 
 
-def _set(data: dict[str, Any], key: str, value: Any) -> bool:
-    """Sets `a.b.c` in nested mappings; False, and nothing done, if there is no such key."""
-    node: Any = data
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        node = node.get(parent) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or leaf not in node:
-        return False
-    node[leaf] = value
-    return True
+def _result(plan: Plan, record: dict[str, Any]) -> SweepResult:
+    names = list(plan.config.objectives)
+    if not record["best"]:
+        errors = "; ".join(dict.fromkeys(t["error"] for t in record["trials"] if t["error"]))
+        raise TuneError(
+            f"no trial reported {' and '.join(names)} ({errors[:1500] or 'the sweep ended before'})",
+            where=storage.join(plan.uri, FILE),
+            fix="mend the cause and take another tune.name, or run again if the sweep was stopped",
+        )
+    best = next(trial for trial in record["trials"] if trial["id"] == record["best"][0])
+    return SweepResult(plan.uri, record, applied(plan.base, best["settings"]))
 
 
-def _settings(sample: dict[str, Any], config: TuneConfig) -> dict[str, Any]:
-    return {key: sample[key] for key in config.search}
-
-
-def _domain(text: str) -> Any:
-    name, arguments = parse_distribution(text)
-    return getattr(tune, name)(*arguments)
-
-
-def _sample(domain: Any) -> Any:
-    return domain["grid_search"][0] if isinstance(domain, dict) else domain.sample()
-
-
-def _concurrent(config: TuneConfig, trial: TrainConfig) -> int:
+def _concurrent(config: TuneConfig, corners: list[TrainConfig]) -> int:
     """How many trials the cluster can really run at once: their workers and decoders."""
     resources = ray.cluster_resources()
     if resources.get(SLOT, 0) < 1:
@@ -219,7 +291,7 @@ def _concurrent(config: TuneConfig, trial: TrainConfig) -> int:
             where="tune",
             fix=f"start its head with --resources='{{\"{SLOT}\": 2}}'",
         )
-    need = max(1.0, trial.cpus)  # a tokenizer is learned on one
+    need = max(1.0, *(corner.cpus for corner in corners))  # a tokenizer is learned on one
     fits = int(resources.get("CPU", 0) // need)
     if fits < 1:
         raise TuneError(
@@ -228,6 +300,83 @@ def _concurrent(config: TuneConfig, trial: TrainConfig) -> int:
             fix="lower workers or cpus_per_worker there, or add nodes",
         )
     return min(config.concurrent, fits, int(resources[SLOT]))
+
+
+@contextlib.contextmanager
+def _time_limit(minutes: float | None) -> Iterator[threading.Event]:
+    """Ends Tune's run as Ctrl-C would when the time is over, so that it can go on later; gives whether it is."""
+    over = threading.Event()
+    if minutes is None:
+        yield over
+        return
+    if threading.current_thread() is not threading.main_thread():
+        raise TuneError("a sweep with a time limit runs in its process's main thread", where="tune.minutes")
+
+    def end() -> None:
+        over.set()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    # Tune takes this signal for an interrupt while it runs; before and after it must not end the process.
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    timer = threading.Timer(60 * minutes, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGUSR1, before)
+
+
+@contextlib.contextmanager
+def _shown(plan: Plan, progress: Progress | None, concurrent: int) -> Iterator[None]:
+    """Tells of the sweep as its record grows: a restored one has callbacks of the process that is gone."""
+    if progress is None:
+        yield
+        return
+    done = threading.Event()
+    total = plan.config.total
+
+    def watch() -> None:
+        last = ""
+        while not done.wait(LOOK_S):
+            with contextlib.suppress(Exception):  # a look at the record must not end the sweep
+                record = load_record(plan.uri)
+                ended = [t for t in (record or {}).get("trials", []) if t["state"] != "running"]
+                text = _state(record, plan.config.objectives) if record else ""
+                if text and text != last:
+                    last = text
+                    progress(min(len(ended), total), total, text)
+
+    progress(0, total, f"{total} trials, {concurrent} at once")
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _state(record: dict[str, Any], objectives: Objectives) -> str:
+    name = next(iter(objectives))
+    values = [t["metrics"][name] for t in record["trials"] if t["metrics"].get(name) is not None]
+    best = (max if objectives[name] == "max" else min)(values, default=None)
+    return _counted(record) + (f"; best {name} {best:.4g}" if best is not None else "")
+
+
+def _counted(record: dict[str, Any]) -> str:
+    """`12 trials (7 finished, 5 pruned)`."""
+    states = [trial["state"] for trial in record["trials"]]
+    return f"{len(states)} trials ({', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states))})"
+
+
+def _sweep_yaml(plan: Plan) -> str:
+    """The sweep as it can be run again, from its folder alone."""
+    sections = {"tune": plan.config, "train": plan.base}
+    head = f"artefacts:\n  corpus: {json.dumps(plan.corpus_uri)}\n  sweeps: {json.dumps(plan.uri.rsplit('/', 1)[0])}\n"
+    bodies = ["".join(f"  {line}\n" for line in dump(section).splitlines()) for section in sections.values()]
+    return head + "".join(f"\n{name}:\n{body}" for name, body in zip(sections, bodies, strict=True))
 
 
 def _short(value: Any) -> str:

@@ -59,18 +59,21 @@ def test_train_and_index_run_as_jobs(head: Head, tmp_path: Path) -> None:
 
 def test_a_sweep_runs_without_deadlock_and_prints_its_best(head: Head, tmp_path: Path) -> None:
     small = ["corpus.source.limit=1500", "train.model.image.image_size=32", "corpus.source.rows_per_unit=512"]
-    small += ["tune.trials=3", "tune.set.steps=12", "tune.set.batch_size=64", "tune.grace_steps=4"]
+    small += ["tune.trials=3", "tune.set.steps=12", "tune.set.batch_size=64", "tune.report_every=4"]
     arguments = ["jobs/configs/tune_demo.yaml", f"workspace={tmp_path}", *small]
     submit(head, "jobs/corpus.py", arguments)
     log = submit(head, "jobs/tune.py", arguments)
     assert "best val/recall@1" in log
-    (sweep,) = (path for path in (tmp_path / "sweeps").glob("sweep-*") if (path / "best.yaml").exists())
-    trials = json.loads((sweep / "trials.json").read_text())
+    (sweep,) = (tmp_path / "sweeps").glob("sweep-*")
+    record = json.loads((sweep / "trials.json").read_text())
+    trials = record["trials"]
+    assert record["state"] == "finished"
     assert len(trials) == 3
     assert all(0.02 <= trial["settings"]["loss.temperature"] <= 0.5 for trial in trials)
     best = load(RunConfig, sweep / "best.yaml")
-    finished = [trial for trial in trials if trial.get("val/recall@1") is not None]
-    winner = max(finished, key=lambda trial: trial["val/recall@1"])
+    (winner,) = (trial for trial in trials if trial["id"] == record["best"][0])
+    finished = [trial["metrics"]["val/recall@1"] for trial in trials if trial["state"] == "finished"]
+    assert winner["metrics"]["val/recall@1"] == max(finished)
     assert best.train.loss.temperature == pytest.approx(winner["settings"]["loss.temperature"])
 
 

@@ -60,6 +60,8 @@ def shown() -> dict[str, Any]:
             "wanted": {"caption": "the right one", "score": 0.25, "relevant": True},
         }
     )
+    lost = {"split": "zero_shot", "direction": "query→document", "text": "nowhere to be found", "worst": True}
+    data["examples"].append({**lost, "hits": [{"caption": "of no use", "score": 0.125, "relevant": False}]})
     return data
 
 
@@ -121,6 +123,7 @@ def test_worst_queries_stand_apart_with_what_should_have_been_found(page: tuple[
     worst, others = html.index('id="worst"'), html.index('id="examples"')
     assert worst < html.index("red heart") < others < html.index("a circle")
     assert worst < html.index("best relevant at rank 57") < html.index("the right one") < others
+    assert worst < html.index("nowhere to be found") < others
     assert "rank 57 0.250 the right one ✓ relevant" in found.text
     assert "Drawn by seed." in found.text
     # A text of any length takes a bounded place.

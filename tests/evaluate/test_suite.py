@@ -13,8 +13,9 @@ from rayemb.evaluate import kept
 from rayemb.evaluate.errors import EvaluateError
 from rayemb.evaluate.gate import Place
 from rayemb.evaluate.metrics import paired_bootstrap
-from rayemb.evaluate.report import read_report
+from rayemb.evaluate.report import Example, Hit, Space, read_report
 from rayemb.evaluate.suite import SuiteConfig, SuiteResult, load_tasks, run_suite
+from rayemb.evaluate.tasks.base import Found, Items, Shown
 from tests.evaluate.tasks.conftest import DOCUMENTS, SUBJECTS, jsonl, labelled, pairs, qrels  # noqa: F401
 
 
@@ -227,3 +228,19 @@ def test_bad_suites_are_refused_by_their_key() -> None:
 def test_the_shipped_suites_are_valid() -> None:
     for path in sorted((Path(__file__).parents[2] / "jobs/configs/suites").glob("*.yaml")):
         assert load(SuiteConfig, path).tasks
+
+
+def test_pictures_of_what_should_have_been_found_are_kept_too(tmp_path: Path) -> None:
+    hit = Hit(caption="right", image=b"hit", score=0.5, relevant=False)
+    examples = (
+        Example(split="s", direction="d", image=b"a", hits=(hit,), wanted=hit.model_copy(update={"image": b"wanted"})),
+        Example(split="s", direction="d", hits=()),
+        Example(split="s", direction="d", image=b"b", hits=(hit, hit)),
+    )
+    space = Space(method="pca", rows=2, x=(0.0, 1.0), y=(0.0, 1.0), images=(b"one", None))
+    found = Found(Items(["q"], {"m": np.ones(1)}), 1, Shown(space=space, examples=examples))
+    kept.write(str(tmp_path), "task", "system", "key", found, data="digest")
+    again = kept.read(str(tmp_path), "task", "system", "key")
+    assert again is not None
+    assert (again.shown.examples, again.shown.space) == (examples, space)
+    assert kept.data_digest(kept.items_uri(str(tmp_path), "task", "system")) == "digest"

@@ -15,7 +15,7 @@ from rayemb.evaluate.errors import EvaluateError
 from rayemb.evaluate.exact import ArrayVectors, Neighbours, TableVectors, Vectors, exact_search, fixed_scores
 from rayemb.evaluate.metrics.ir import IR_MEASURES, Judged, Judgements, judge_lists
 from rayemb.evaluate.metrics.lists import Ties
-from rayemb.evaluate.report import Curve, Example, Similarities
+from rayemb.evaluate.report import Curve, Example, Hit, Similarities
 from rayemb.evaluate.tasks import shown
 from rayemb.evaluate.tasks.base import Found, Items, Means, Shown, Task, TaskConfig
 from rayemb.evaluate.tasks.records import Records, joined_digest, read
@@ -254,7 +254,12 @@ class Retrieval(Task):
         texts = self._texts(np.array(rows[: shown.HITS], np.int64))
         hits = [(text, float(s), g) for text, s, g in zip(texts, found.scores[query], good, strict=False)]
         rank = good.index(True) + 1 if any(good) else None
-        return shown.text_example(self.where, self.config.direction, self.query_texts[query], hits, rank=rank)
+        example = shown.text_example(self.where, self.config.direction, self.query_texts[query], hits, rank=rank)
+        if rank is None or rank <= len(hits):
+            return example
+        (text,) = self._texts(np.array(rows[rank - 1 : rank], np.int64))
+        wanted = Hit(caption=shown.short(text), score=float(found.scores[query][rank - 1]), relevant=True)
+        return example.model_copy(update={"wanted": wanted})
 
 
 def _task(

@@ -20,11 +20,12 @@ class SinkError(RayembError):
 
 @dataclass(frozen=True)
 class Run:
-    """The run whose metrics these are: its folder, its name, and its config as plain values."""
+    """The run whose metrics these are: its folder, its name, its config as plain values, its tags."""
 
     uri: str
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, str]:

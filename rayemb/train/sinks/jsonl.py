@@ -33,7 +33,7 @@ class JSONLines(Sink):
             for file in storage.list_files(self._folder, ".jsonl"):
                 if file > self._file():
                     storage.delete(file)
-        about = {"format": 1, "name": run.name, "config": dict(run.config)}
+        about = {"format": 1, "name": run.name, "config": dict(run.config), "tags": dict(run.tags)}
         storage.write_json(storage.join(run.uri, ABOUT), about)
 
     def write(self, rows: Sequence[Row]) -> None:

@@ -62,7 +62,7 @@ class MLflow(Sink):
             self._client.update_run(self._run, status="RUNNING")
             self._last = max((m.step for m in self._client.get_metric_history(self._run, "loss")), default=-1)
             return
-        self._run = self._client.create_run(experiment, run_name=run.name, tags={TAG: run.name}).info.run_id
+        self._run = self._client.create_run(experiment, run_name=run.name, tags={**run.tags, TAG: run.name}).info.run_id
         params = [Param(plain_name(key), text[:PARAMETER_CHARS]) for key, text in run.settings.items()]
         for start in range(0, len(params), PARAMETERS_AT_ONCE):
             self._client.log_batch(self._run, params=params[start : start + PARAMETERS_AT_ONCE])

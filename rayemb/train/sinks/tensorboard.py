@@ -53,6 +53,8 @@ class TensorBoard(Sink):
         self._files += 1
         purge = None if step is None else step + 1
         self._writer = SummaryWriter(folder, purge_step=purge, filename_suffix=suffix)
+        for name, text in run.tags.items() if purge is None or purge <= 1 else ():
+            self._writer.add_text(plain_name(name), text, 0)
 
     def write(self, rows: Sequence[Row]) -> None:
         """See `Sink.write`."""

@@ -48,7 +48,7 @@ class Wandb(Sink):
             dir=folder,
             mode=self.config.mode,
             resume="allow" if self.config.mode == "online" else None,
-            config=dict(run.config),
+            config={**run.config, **run.tags},
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
         )
         self._last = int(self._run.step) - 1 if self._run.resumed else -1

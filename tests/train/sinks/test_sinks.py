@@ -91,6 +91,22 @@ def test_mlflow_has_one_run_with_every_step_once(tmp_path: Path) -> None:
     assert found.info.status == "FINISHED"
 
 
+def test_tags_of_whoever_began_a_run_are_where_its_metrics_are(tmp_path: Path) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = Run(str(tmp_path), "sweep-1-abc", CONFIG, {"trial": "abc", "loss.temperature": "0.05"})
+    for sink in (MLflowConfig().build(), TensorBoardConfig().build(), JSONLines()):
+        interrupted(sink, run)
+    client = tracking.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (found,) = client.search_runs(
+        [client.get_experiment_by_name("rayemb").experiment_id], "tags.`loss.temperature` = '0.05'"
+    )
+    assert (found.info.run_name, found.data.tags["trial"]) == ("sweep-1-abc", "abc")
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert b"abc" in events.Tensors("trial/text_summary")[0].tensor_proto.string_val[0]
+    assert json.loads((tmp_path / "run.json").read_text())["tags"] == run.tags
+
+
 def test_wandb_keeps_its_files_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     interrupted(WandbConfig(mode="offline").build(), Run(str(tmp_path), "train-1", CONFIG))
