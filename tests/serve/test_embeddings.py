@@ -87,3 +87,25 @@ def test_wrong_method_has_openais_shape_too(http: TestClient) -> None:
     answer = http.get("/v1/embeddings")
     assert answer.status_code == 405
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_texts_to_be_found_are_embedded_as_documents(
+    client: openai.OpenAI, local: LocalEngine, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    documents = local.embed_documents
+
+    async def told(texts: list[str]):  # what it does with a model's prompts is shown where items are written
+        asked.append(texts)
+        return await documents(texts)
+
+    monkeypatch.setattr(local, "embed_documents", told)
+    client.embeddings.create(model="rayemb", input=TEXTS)
+    client.embeddings.create(model="rayemb", input=TEXTS, extra_body={"input_type": "query"})
+    assert not asked
+    answer = client.embeddings.create(model="rayemb", input=TEXTS, extra_body={"input_type": "document"})
+    assert asked == [TEXTS]
+    assert answer.usage.prompt_tokens == int((world.model.tokenizer(TEXTS) != -1).sum())
+    np.testing.assert_allclose([item.embedding for item in answer.data], world.model.embed_texts(TEXTS), atol=1e-6)
+    with pytest.raises(openai.BadRequestError, match="'query' or 'document'"):
+        client.embeddings.create(model="rayemb", input="a", extra_body={"input_type": "passage"})
