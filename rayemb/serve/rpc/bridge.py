@@ -33,7 +33,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What says how a message travels, or is for a proxy between; the rest goes to the app as headers.
 _OWN = ("te", "content-type", "content-length", "content-encoding", "accept-encoding", "user-agent", "host", COLLECTION)
 _OVERLOADED = "overloaded"
-# Of a message, in characters: all trailing metadata has to fit into 8 KB.
+# Of a message, in bytes: all trailing metadata has to fit into 8 KB, and the message is in it three times.
 _LONGEST = 800
 _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -128,7 +128,8 @@ async def call(app: ASGIApp, name: str, message: bytes, metadata: Metadata, seco
 
 def refusal(status: int, told: dict[str, Any], request_id: str, retry_after: str = "") -> Answer:
     """What a client is told of an HTTP answer other than 200, whose error is `told`."""
-    message, field = str(told.get("message", ""))[:_LONGEST], told.get("field") or told.get("param") or ""
+    message = str(told.get("message", "")).encode()[:_LONGEST].decode("utf-8", "ignore")
+    field = told.get("field") or told.get("param") or ""
     reason = str(told.get("code") or told.get("type") or "unknown")
     code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT if status < 500 else grpc.StatusCode.INTERNAL)
     if reason == _OVERLOADED:
