@@ -51,8 +51,6 @@ APP_NAME = "rayemb"
 A = TypeVar("A")
 B = TypeVar("B")
 _POLL_S = 0.2
-# What Serve puts around a message on its way to a replica.
-_ENVELOPE_BYTES = 65_536
 
 
 @serve.ingress()
@@ -198,9 +196,10 @@ def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cluster_environment(config: ServeConfig) -> dict[str, str]:
-    """What a cluster needs in its environment to serve quickly: HAProxy before the gateways, where it may stand.
+    """What a cluster needs in its environment to serve quickly: HAProxy before the gateways, where it may stand; and for
+    gRPC the limits on its messages.
 
-    It answers several times as many requests as Serve's own proxy, but listens on every interface whatever `host` says:
+    HAProxy answers several times as many requests as Serve's own proxy, but listens on every interface whatever `host` says:
     only where that is what was asked for. What the environment says already stays.
     """
     try:
@@ -211,9 +210,10 @@ def cluster_environment(config: ServeConfig) -> dict[str, str]:
     if haproxy and config.host in ("0.0.0.0", "::", ""):
         found = dict.fromkeys(("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"), "1")
     if config.grpc is not None:
-        # Serve's own limits: 2 GB into its gRPC proxy, and 4 MB from there to a replica.
+        # Else 2 GB into Serve's proxy, and 4 MB from there to a replica. Answers count too, so no less than this; the
+        # gateway has the limit of a body.
         limits = ("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH")
-        found |= dict.fromkeys(limits, str(config.max_body_bytes + _ENVELOPE_BYTES))
+        found |= dict.fromkeys(limits, str(config.max_buffered_bytes))
     return {name: os.environ.get(name, value) for name, value in found.items()}
 
 
