@@ -196,8 +196,8 @@ def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cluster_environment(config: ServeConfig) -> dict[str, str]:
-    """What a cluster needs in its environment to serve: HAProxy before the gateways, where it may stand, and for gRPC the
-    limits on its messages.
+    """What a cluster needs in its environment to serve: HAProxy before the gateways, where it may stand; limits on
+    the messages of gRPC.
 
     HAProxy answers several times as many requests as Serve's own proxy, but listens on every interface whatever `host`
     says: only where that is what was asked for. What the environment says already stays.
