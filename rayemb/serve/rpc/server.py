@@ -67,7 +67,7 @@ async def _answered(app: ASGIApp, name: str, message: bytes, context: Any) -> by
 
 def _tell(found: Answer, context: Any) -> bytes:
     """Tells code, details and metadata of an answer; the message."""
-    context.set_trailing_metadata(found.trailing)
+    context.set_trailing_metadata(list(found.trailing))  # Serve adds it to a list
     if found.code is not grpc.StatusCode.OK:
         context.set_code(found.code)
         context.set_details(found.details)

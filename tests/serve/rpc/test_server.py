@@ -447,7 +447,8 @@ class Context:
     """What Serve hands to a replica's method."""
 
     def __init__(self, peer: str) -> None:
-        self._peer, self.code, self.details, self.trailing = peer, Code.OK, "", ()
+        self._peer, self.code, self.details = peer, Code.OK, ""
+        self.trailing: list[tuple[str, str]] = []
 
     def peer(self) -> str:
         return self._peer
@@ -462,7 +463,7 @@ class Context:
         self.details = details
 
     def set_trailing_metadata(self, trailing: Any) -> None:
-        self.trailing = trailing
+        self.trailing = [("request_id", "theirs")] + trailing  # noqa: RUF005 - as Serve's, which takes a list alone
 
 
 @pytest.mark.parametrize(
