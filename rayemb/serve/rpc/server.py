@@ -49,9 +49,10 @@ async def listening(app: ASGIApp, config: ServeConfig) -> AsyncIterator[int]:
 
 def _bound(server: Any, config: ServeConfig) -> int:
     assert config.grpc is not None
-    host = config.host or "[::]"
+    host = config.host or "::"
+    shown = f"[{host}]" if ":" in host else host
     try:
-        return int(server.add_insecure_port(f"{f'[{host}]' if ':' in host.strip('[]') else host}:{config.grpc.port}"))
+        return int(server.add_insecure_port(f"{shown}:{config.grpc.port}"))
     except RuntimeError as error:
         raise ServeError(
             f"gRPC cannot listen on {host}, port {config.grpc.port}",
