@@ -28,6 +28,7 @@ def mteb_model(
         batch_size: inputs that a model directory's model takes at a time.
         more: fields of mteb's `ModelMeta`, such as languages; with `search`, also arguments of `MtebService`.
 
+    A service embeds queries as its index wants them: where that is of images, as the captions of images.
     Raises EvaluateError (mteb is not installed, a field that it does not take), ModelError, ServeError.
     """
     if re.match(r"https?://", uri):

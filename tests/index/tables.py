@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayemb.data.embeddings import ID, IMAGE, VECTOR, EmbeddingsTable, embeddings_schema
+from rayemb.data.embeddings import ID, IMAGE, VECTOR, WHAT_KEY, EmbeddingsTable, embeddings_schema
 from rayemb.index import IndexConfig, Manifest, lexical_build, tasks
 from rayemb.index.ledger import Ledger, Trained
 from rayemb.index.manifest import BuildFigures, EmbeddingsRef, File, Sharding, Words, publish_manifest
@@ -41,8 +41,9 @@ def write_table(
     images: Sequence[bytes | None] | None = None,
     digest: str = DIGEST,
     mode: str = "overwrite",
+    what: str = "image",
 ) -> str:
-    """Writes an embeddings table and gives its URI; `payload` is column name to values."""
+    """Writes an embeddings table (of images, texts, queries) and gives its URI; `payload`: column name to values."""
     columns = {name: pa.array(values) for name, values in (payload or {}).items()}
     fields = [pa.field(name, array.type) for name, array in columns.items()]
     dim = vectors.shape[1]
@@ -53,6 +54,7 @@ def write_table(
     if images is not None:
         data[IMAGE] = pa.array(images, pa.binary())
     schema = embeddings_schema(fields, dim, digest, images=images is not None)
+    schema = schema.with_metadata({**schema.metadata, WHAT_KEY: what})
     lance.write_dataset(pa.table({**data, **columns}, schema=schema), str(folder), mode=mode)
     return str(folder)
 

@@ -44,13 +44,16 @@ def _value(value: Any, kind: pa.DataType) -> Any:
 
 
 class Collection(LocalEngine):
-    """Items of a model, payload columns of the kinds in `columns`; `uploads` has the sizes of the writes."""
+    """Items of a model, payload columns of the kinds in `columns`; `uploads` has the sizes of the writes.
 
-    def __init__(self, folder: Path, model: Model, columns: Mapping[str, str]) -> None:
+    `what` the index is of: in one of images the texts to look for are captions, in one of texts they are queries.
+    """
+
+    def __init__(self, folder: Path, model: Model, columns: Mapping[str, str], *, what: str = "image") -> None:
         uri, table, index = str(folder / "model"), str(folder / "embeddings.lance"), folder / "index"
         model.save(uri)
         payload = {name: pa.array([None], KINDS[kind]) for name, kind in columns.items()}
-        write_table(table, model.embed_texts(["gone"]), payload, ids=["gone"], digest=str(model.digest))
+        write_table(table, model.embed_texts(["gone"]), payload, ids=["gone"], digest=str(model.digest), what=what)
         build_here(table, index, IndexConfig(factory="Flat"))
         super().__init__(uri, str(index), _CONFIG)
         self.index.delete(["gone"])

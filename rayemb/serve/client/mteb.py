@@ -1,5 +1,6 @@
 """A running service as a model of mteb (extra `mteb`): its tasks of retrieval search the served collection."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -129,7 +130,7 @@ class MtebService(MtebEncoder):
         ids, texts = self._rows(self._corpus, "document", task_metadata, num_proc)
         self._known, rows = set(ids), self._client.index().rows
         if len(self._known) < len(ids):
-            twice = next(name for at, name in enumerate(ids) if name in ids[:at])
+            twice = next(name for name, count in Counter(ids).items() if count > 1)
             raise ServeError(f"two documents have the id {twice!r}", where=task_metadata.name)
         expected = 0 if self._write else len(ids)
         if rows != expected:
@@ -161,19 +162,22 @@ class MtebService(MtebEncoder):
         from mteb._create_dataloaders import create_dataloader
         from mteb.types import PromptType
 
-        # All at once: a loader's batches are of no use here.
         loader = create_dataloader(
-            rows, task_metadata=task_metadata, prompt_type=PromptType(kind), batch_size=len(rows), num_proc=num_proc
+            rows, task_metadata=task_metadata, prompt_type=PromptType(kind), batch_size=256, num_proc=num_proc
         )
-        batch = next(iter(loader))
-        for name, text in zip(batch["id"], batch["text"], strict=True):
+        ids: list[str] = []
+        texts: list[str] = []
+        for batch in loader:
+            ids += batch["id"]
+            texts += batch["text"]
+        for name, text in zip(ids, texts, strict=True):
             if len(text) > self._about.max_text_chars:
                 raise ServeError(
                     f"{kind} {name!r} has {len(text):,} characters, over {self._about.max_text_chars:,}",
                     where=task_metadata.name,
                     fix="serve with a larger serve.max_text_chars",
                 )
-        return list(batch["id"]), list(batch["text"])
+        return ids, texts
 
     def _parts(self, rows: Sequence[Any]) -> Iterable[Any]:
         return (rows[at : at + self._about.max_batch] for at in range(0, len(rows), self._about.max_batch))
