@@ -128,7 +128,8 @@ def connect(
     Uses `config.address`, else `RAY_ADDRESS`, else starts a private local cluster and stops it on exit. Inside a
     process that is already connected (a Ray job, a test) that connection is used and left as it is.
     `env` is set here and in every worker of this connection. `dashboard`: a private cluster has one, as sweeps need it:
-    Train asks it whether the controller of a stopped trial lives, and keeps its CPUs where nobody answers. Raises ClusterError if the cluster cannot be reached.
+    Train asks it whether the controller of a stopped trial lives, and keeps its CPUs where nobody answers.
+    Raises ClusterError if the cluster cannot be reached.
     """
     config, env = config or ClusterConfig(), dict(env or {})
     import ray

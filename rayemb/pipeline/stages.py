@@ -226,7 +226,9 @@ STAGES = {
     ),
     "neighbours": Stage("Find neighbours", "attributes", neighbours_stage, ("corpus", "index"), ("attributes",)),
     "mine": Stage("Mine hard negatives", "mined", mine_stage, ("corpus", "model", "index"), ("mine",)),
-    "tune": Stage("Search the settings", "sweeps", tune_stage, ("corpus",), ("tune", "train"), check_tune, dashboard=True),
+    "tune": Stage(
+        "Search the settings", "sweeps", tune_stage, ("corpus",), ("tune", "train"), check_tune, dashboard=True
+    ),
 }
 
 

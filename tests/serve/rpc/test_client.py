@@ -64,6 +64,7 @@ def test_batches_are_clients(both: Both, world: World, payload: bool) -> None:
 def test_the_rest_is_clients(both: Both) -> None:
     with GrpcClient(both.address) as grpc, Client(both.url) as http:
         assert np.array_equal(grpc.embed(["a", "b c"]), http.embed(["a", "b c"]))
+        assert np.array_equal(grpc.embed(["a"], kind="document"), http.embed(["a"], kind="document"))
         assert grpc.embed(["a"]).dtype == np.float32
         assert grpc.index() == http.index()
 
