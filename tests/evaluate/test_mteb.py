@@ -300,8 +300,9 @@ class TestService:
         for task in (MockRetrievalTask, MockRerankingTask):
             assert run(service, task())["main_score"] == run(model, task())["main_score"]
         assert sum(collection.uploads) == 60 + 2 * 2  # it has two splits
-        # Another replica would have had to catch up with the last write of its task before it searches.
-        assert set(collection.refreshed) >= {15}
+        # Versions of the updates: that of the last write of each split, which another replica would have to catch up
+        # with before it searches (the deletions before it and that of "gone" count, too).
+        assert set(collection.refreshed) == {1 + 15, 1 + 15 + 15 + 1, 1 + 15 + 15 + 1 + 1 + 1}
         service.close()
         with Client(url) as client:
             assert client.index().rows == 0
