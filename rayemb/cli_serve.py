@@ -1,4 +1,4 @@
-"""`rayemb serve ...`: the service, its keys, its OpenAPI document."""
+"""`rayemb serve ...`: the service, its keys, its OpenAPI document, its .proto."""
 
 import json
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ Keys = Annotated[str, typer.Option("--keys", help="The file of keys, path or URI
 
 
 class _Run(typer.core.TyperGroup):
-    """`serve [CONFIG] ...` serves; `serve key ...` and `serve openapi` do what they say."""
+    """`serve [CONFIG] ...` serves; `serve key ...`, `serve openapi` and `serve proto` do what they say."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments, `run` before them where the first word names no command."""
@@ -27,7 +27,9 @@ class _Run(typer.core.TyperGroup):
         return super().parse_args(ctx, args if known else ["run", *args])
 
 
-serve_app = typer.Typer(cls=_Run, help="Serve the index over HTTP, with a web page, until Ctrl-C; keys; OpenAPI.")
+serve_app = typer.Typer(
+    cls=_Run, help="Serve the index over HTTP, with a web page, until Ctrl-C; keys; OpenAPI, .proto."
+)
 key_app = typer.Typer(no_args_is_help=True, help="API keys: make one, list them, revoke one.")
 serve_app.add_typer(key_app, name="key")
 
@@ -55,6 +57,14 @@ def openapi(
         typer.echo(json.dumps(document, indent=2))
     else:
         write_json(normalise(out), document)
+
+
+@serve_app.command("proto")
+def proto() -> None:
+    """The .proto of the service over gRPC (serve.grpc), to make clients from in any language."""
+    from rayemb.serve.rpc.messages import PROTO
+
+    typer.echo(PROTO.read_text(encoding="utf-8"), nl=False)
 
 
 @key_app.command("new")

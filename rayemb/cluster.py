@@ -120,12 +120,16 @@ def local_head(
 
 
 @contextlib.contextmanager
-def connect(config: ClusterConfig | None = None, env: Mapping[str, str] | None = None) -> Iterator[str]:
+def connect(
+    config: ClusterConfig | None = None, env: Mapping[str, str] | None = None, *, dashboard: bool = False
+) -> Iterator[str]:
     """This process connected to Ray; gives the cluster's address.
 
     Uses `config.address`, else `RAY_ADDRESS`, else starts a private local cluster and stops it on exit. Inside a
     process that is already connected (a Ray job, a test) that connection is used and left as it is.
-    `env` is set here and in every worker of this connection. Raises ClusterError if the cluster cannot be reached.
+    `env` is set here and in every worker of this connection. `dashboard`: a private cluster has one, as sweeps need it:
+    Train asks it whether the controller of a stopped trial lives, and keeps its CPUs where nobody answers.
+    Raises ClusterError if the cluster cannot be reached.
     """
     config, env = config or ClusterConfig(), dict(env or {})
     import ray
@@ -145,7 +149,7 @@ def connect(config: ClusterConfig | None = None, env: Mapping[str, str] | None =
                 # Not `env_vars`: Ray writes those to its log, and a key to a store may be among them.
                 options["runtime_env"] = {"worker_process_setup_hook": _sets(env)}
         else:
-            head = stack.enter_context(local_head(config, env, jobs=False))
+            head = stack.enter_context(local_head(config, env, jobs=dashboard))
             address, settings = head.address, head.environment()
         # The driver alone: an actor pool of Ray Data writes an error of no consequence to the terminal (ray #53727).
         driver = {"RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}

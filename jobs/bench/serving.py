@@ -235,7 +235,7 @@ class Bench:
         return self.child(command, f"rayemb-{role}-{spec.get('ingress', '')}", OMP_NUM_THREADS=str(spec["threads"]))
 
     def http(self, python: str, address: dict[str, Any], **spec: Any) -> Child:
-        """A generator over HTTP."""
+        """A generator over HTTP or gRPC."""
         spec = {**address, **spec, "effort": self.effort, "queries": str(self.folder / "queries.npy")}
         return self.child([python, str(HERE / "serving_load.py"), json.dumps(spec)], f"load-{spec['kind']}")
 
@@ -245,7 +245,8 @@ class Bench:
         for ingress in ("uvicorn", *self.options.ingress):
             self.say(f"starting rayemb behind {ingress}")
             try:
-                server = self.rayemb("uvicorn" if ingress == "uvicorn" else "serve", port=free_port(), ingress=ingress)
+                role = "uvicorn" if ingress == "uvicorn" else "serve"
+                server = self.rayemb(role, port=free_port(), grpc=free_port(), ingress=ingress)
             except RuntimeError as error:
                 self.missing[f"rayemb behind {ingress}"] = str(error)
                 continue
@@ -254,13 +255,16 @@ class Bench:
                 ("no-op", "json", "/noop", (1,)),
                 ("JSON", "json", f"{root}/v1/search/batch", (1, 64)),
                 ("Arrow", "arrow", f"{root}/v1/search/batch", (1, 64)),
+                ("gRPC", "grpc", "SearchBatch", (1, 64)),
                 ("text, JSON", "text", f"{root}/v1/search", (1,)),
+                ("text, gRPC", "grpc-text", "Search", (1,)),
             ]
             for how, kind, path, batches in kinds:
                 first = server.first  # type: ignore[attr-defined]
                 media = arrow if kind == "arrow" else "application/json"
-                generator = self.http(sys.executable, first, kind=kind, path=path, type=media)
-                tuned = "rayemb" if how in ("JSON", "Arrow") else ""
+                more = {"application": "rayemb"} if kind.startswith("grpc") else {}
+                generator = self.http(sys.executable, first, kind=kind, path=path, type=media, **more)
+                tuned = "rayemb" if how in ("JSON", "Arrow", "gRPC") else ""
                 name = "no-op" if how == "no-op" else "rayemb"
                 self.sides.append(Side(f"{name}, {ingress}", how, generator, server, batches, tuned))
 

@@ -259,6 +259,73 @@ class Http:
         return [int(each) for each in ids]
 
 
+# -- over gRPC ---------------------------------------------------------------------------------------------------
+
+
+class Grpc(Http):
+    """Clients that share an event loop, each with a connection of its own; messages are made before the clock starts,
+    answers are not unpacked.
+    """
+
+    async def _connection(self) -> Any:
+        import grpc
+
+        # Channels of the same options share a connection unless they are told not to.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        channel = grpc.aio.insecure_channel(f"{self._host}:{self._spec['grpc']}", options)
+        return Called(channel, f"/rayemb.v1.Search/{self._spec['path']}", self._spec.get("application", ""))
+
+    def _requests(self, batch: int, parameter: int) -> list[bytes]:
+        key = batch, parameter
+        if key not in self._made:
+            starts = range(0, len(self._queries) - batch + 1, batch)
+            self._made[key] = [self._body(self._queries[i : i + batch], parameter) for i in starts]
+        return self._made[key]
+
+    def _body(self, queries: Floats, parameter: int) -> bytes:
+        from rayemb.serve.rpc import messages
+
+        if self._spec["kind"] == "grpc-text":
+            words = self._spec["texts"]
+            text = words[int(abs(queries[0, 0]) * 1e6) % len(words)]
+            return bytes(messages.SearchRequest(text=text, k=10).SerializeToString())
+        request = messages.SearchBatchRequest(
+            vectors=messages.floats(queries),
+            dim=queries.shape[1],
+            model=self._spec["model"],
+            k=10,
+            effort={self._spec["effort"]: parameter},
+        )
+        return bytes(request.SerializeToString())
+
+    def _rows(self, body: bytes) -> list[int]:
+        from rayemb.serve.rpc import messages
+
+        return [int(each) for each in messages.SearchBatchResponse.FromString(body).ids]
+
+
+class Called:
+    """A channel, asked as a `Connection` is."""
+
+    def __init__(self, channel: Any, method: str, application: str) -> None:
+        self._channel, self._method = channel, channel.unary_unary(method)
+        # Where Serve has several applications, which.
+        self._metadata = [("application", application)] if application else []
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """200 and the message, or 500 and why."""
+        import grpc
+
+        try:
+            return 200, await self._method(request, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            return 500, f"{error.code()}: {error.details()}".encode()
+
+    def close(self) -> None:
+        """Closes it, some time."""
+        self._closing = asyncio.get_running_loop().create_task(self._channel.close())
+
+
 def run(work: Any) -> Any:
     """What a coroutine gives, on the quickest loop there is."""
     try:
@@ -303,7 +370,8 @@ def main() -> None:
     """The generator of a service that speaks HTTP."""
     keep_output()
     spec = json.loads(sys.argv[1])
-    generator = Http(spec, np.load(spec["queries"]))
+    kind = Grpc if spec["kind"].startswith("grpc") else Http
+    generator = kind(spec, np.load(spec["queries"]))
     say({"ready": True})
     answer_commands(generator)
 

@@ -13,7 +13,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 from ray import serve as ray_serve
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.schema import LoggingConfig
 from serving_load import figures, keep_output, run, say
 from spread import Noop, texts
@@ -24,9 +24,10 @@ from rayemb.data.embeddings import ID, VECTOR, embeddings_schema
 from rayemb.index import Effort, Index, IndexConfig, build_index
 from rayemb.models import ConvNetConfig, Model, TextTokenizer, TextTransformerConfig, TokenizerConfig, TwoTowerConfig
 from rayemb.serve.asgi import create_app
-from rayemb.serve.config import ServeConfig
+from rayemb.serve.config import GrpcConfig, ServeConfig
 from rayemb.serve.deploy import application, cluster_environment
 from rayemb.serve.local import LocalEngine
+from rayemb.serve.rpc.server import SERVICER
 
 faiss: Any = _faiss
 SHARDS = (1, 4)
@@ -58,13 +59,14 @@ def build(folder: str, spec: dict[str, Any]) -> None:
 
 def config_of(spec: dict[str, Any]) -> ServeConfig:
     """How it is served: as by default, with the cores that the service has."""
-    return ServeConfig(threads=spec["threads"], num_cpus=0.2)
+    return ServeConfig(threads=spec["threads"], num_cpus=0.2, grpc=GrpcConfig(port=spec["grpc"]))
 
 
-def about(folder: str, port: int) -> dict[str, Any]:
+def about(folder: str, spec: dict[str, Any]) -> dict[str, Any]:
     """What a generator has to know."""
     digest = Index.open(f"{folder}/index1").manifest.model_digest
-    return {"host": "127.0.0.1", "port": port, "model": digest, "texts": texts(500, 3)}
+    ports = {"port": spec["port"], "grpc": spec["grpc"]}
+    return {"host": "127.0.0.1", **ports, "model": digest, "texts": texts(500, 3)}
 
 
 def in_uvicorn(folder: str, spec: dict[str, Any]) -> None:
@@ -85,13 +87,13 @@ def in_uvicorn(folder: str, spec: dict[str, Any]) -> None:
         else:
             await app(scope, receive, send)
 
-    options = uvicorn.Config(either, port=spec["port"], access_log=False, log_level="warning", lifespan="off")
+    options = uvicorn.Config(either, port=spec["port"], access_log=False, log_level="warning", lifespan="on")
     server = uvicorn.Server(options)
 
     def ready() -> None:
         while not server.started:
             time.sleep(0.05)
-        say(about(folder, spec["port"]))
+        say(about(folder, spec))
         sys.stdin.read()
         server.should_exit = True
 
@@ -109,7 +111,9 @@ def on_serve(folder: str, spec: dict[str, Any]) -> None:
     with connect(ClusterConfig(num_cpus=4, object_store_mb=200), env):
         try:
             options = HTTPOptions(host="127.0.0.1", port=spec["port"])
-            ray_serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=quiet)
+            called = gRPCOptions(port=spec["grpc"], grpc_servicer_functions=[SERVICER])
+            head = ProxyLocation.HeadOnly
+            ray_serve.start(proxy_location=head, http_options=options, grpc_options=called, logging_config=quiet)
             noop: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 1000}
             gateway = application(f"{folder}/model", f"{folder}/index1", config_of(spec))
             targets = [
@@ -123,7 +127,7 @@ def on_serve(folder: str, spec: dict[str, Any]) -> None:
                 if "DEPLOY_FAILED" in states:
                     raise SystemExit(str(ray_serve.status()))
                 time.sleep(0.5)
-            say(about(folder, spec["port"]))
+            say(about(folder, spec))
             sys.stdin.read()
         finally:
             ray_serve.shutdown()

@@ -76,6 +76,8 @@ def serve_until_interrupted(config: RunConfig, display: Display | None = None) -
         with server:
             what = config.serve.catalog or config.uri("index")
             display.result(f"web page {server.url}/, API described at {server.url}/openapi.json", what)
+            if server.grpc:
+                display.result(f"gRPC at {server.grpc}, API described by `rayemb serve proto`")
             _wait()
 
 

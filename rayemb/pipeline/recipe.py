@@ -71,7 +71,8 @@ def run_recipe(config: RunConfig, display: Display | None = None) -> list[StepRe
                 continue
             if all(result.there for result in results):
                 # Not before: where there is nothing to do, no cluster is wanted.
-                stack.enter_context(connect(config.cluster, environment))
+                dashboard = any(step.stage.dashboard for step in steps)
+                stack.enter_context(connect(config.cluster, environment, dashboard=dashboard))
             begun = time.monotonic()
             outcome = run_stage(step.run, step.config, display, title=title)
             seconds = round(time.monotonic() - begun, 2)

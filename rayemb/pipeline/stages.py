@@ -208,6 +208,7 @@ class Stage:
     reads: tuple[ReadName, ...]
     sections: tuple[str, ...]
     check: Callable[[RunConfig], object] | None = None
+    dashboard: bool = False  # whether it needs a cluster with one
 
 
 STAGES = {
@@ -225,7 +226,9 @@ STAGES = {
     ),
     "neighbours": Stage("Find neighbours", "attributes", neighbours_stage, ("corpus", "index"), ("attributes",)),
     "mine": Stage("Mine hard negatives", "mined", mine_stage, ("corpus", "model", "index"), ("mine",)),
-    "tune": Stage("Search the settings", "sweeps", tune_stage, ("corpus",), ("tune", "train"), check_tune),
+    "tune": Stage(
+        "Search the settings", "sweeps", tune_stage, ("corpus",), ("tune", "train"), check_tune, dashboard=True
+    ),
 }
 
 
@@ -236,7 +239,7 @@ def run_stage(name: str, config: RunConfig, display: Display | None = None, *, t
         stage.check(config)
     display = display or Display()
     with (
-        connect(config.cluster, config.storage.environment()),
+        connect(config.cluster, config.storage.environment(), dashboard=stage.dashboard),
         display.stage(title or stage.title) as progress,
     ):
         try:

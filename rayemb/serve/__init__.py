@@ -1,4 +1,4 @@
-"""An index that answers over HTTP: gateway, embedder, shards, web page, client.
+"""An index that answers over HTTP and gRPC: gateway, embedder, shards, web page, client.
 
 Importing this package imports neither Ray nor an HTTP client: each name is fetched when it is first used. The
 deployments are in `rayemb.serve.deploy`; `rayemb.serve:app` builds them, for `serve run` and RayService.
@@ -13,12 +13,14 @@ from rayemb.serve.errors import ServeError
 if TYPE_CHECKING:
     from rayemb.serve.api import Hit, IndexInfo, SearchResponse
     from rayemb.serve.client import AsyncClient, BatchHits, Client, Item
+    from rayemb.serve.client.rpc import GrpcClient
     from rayemb.serve.deploy import build as app
 
 __all__ = [
     "AsyncClient",
     "BatchHits",
     "Client",
+    "GrpcClient",
     "Hit",
     "IndexInfo",
     "Item",
@@ -31,6 +33,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Hit", "IndexInfo", "SearchResponse"), "rayemb.serve.api"),
     **dict.fromkeys(("AsyncClient", "BatchHits", "Client", "Item"), "rayemb.serve.client"),
+    "GrpcClient": "rayemb.serve.client.rpc",
 }
 
 

@@ -1,7 +1,9 @@
 """The HTTP face of an engine: a FastAPI app, the same in a test's process and in a Serve replica."""
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
@@ -46,7 +48,8 @@ def create_app(
 
     `replica`: the name of the Serve replica that it is in, if it is in one; Serve's proxy then sends X-Request-ID.
     `tracer`: default: the one that `config.tracing` asks for. Raises ServeError where keys, log or tracing cannot be
-    opened.
+    opened. With `config.grpc` the app listens for gRPC too, from its start to its end, unless Serve's proxies do it for
+    the replica; `app.state.grpc_port` is where.
     """
     config = config or ServeConfig()
     follower = engine if isinstance(engine, CatalogFollower) else None
@@ -55,7 +58,7 @@ def create_app(
     # Opened here, not at the first request: what is wrong with them is wrong from the start.
     guard = Guard(config, gateway.metrics)
     log = AccessLog(config.access_log) if config.access_log else None
-    app = _empty_app()
+    app = _empty_app(None if replica or config.grpc is None else partial(_with_grpc, config=config))
     app.add_middleware(
         Envelope,
         config=config,
@@ -95,7 +98,16 @@ class _DirectRoute(APIRoute):
         return super().get_route_handler()
 
 
-def _empty_app() -> FastAPI:
+@asynccontextmanager
+async def _with_grpc(app: FastAPI, config: ServeConfig) -> AsyncIterator[None]:
+    from rayemb.serve.rpc.server import listening  # gRPC is for who asked for it
+
+    async with listening(app, config) as port:
+        app.state.grpc_port = port
+        yield
+
+
+def _empty_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None) -> FastAPI:
     # No docs_url: FastAPI's page loads its scripts from another server. /openapi.json has it all.
     app = FastAPI(
         title="rayemb",
@@ -104,6 +116,7 @@ def _empty_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
         default_response_class=JsonResponse,
+        lifespan=lifespan,
     )
     app.router.route_class = _DirectRoute
     return app

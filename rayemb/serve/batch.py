@@ -27,6 +27,8 @@ from rayemb.serve.engine import Description, Found, FoundIds, Vectors
 from rayemb.serve.envelope import JsonResponse, dumps
 from rayemb.serve.errors import ApiError, ModelMismatchError
 from rayemb.serve.parse import JSON, check_text, checked_effort, checked_filter, content_type, json_object, validated
+from rayemb.serve.rpc import messages
+from rayemb.serve.rpc.messages import MESSAGE
 
 ARROW = "application/vnd.apache.arrow.stream"
 # Key of the schema's metadata that holds the request's other fields, and the answer's, as JSON.
@@ -87,7 +89,7 @@ class Batch:
     effort: Effort | None
     recall: float | None
     payload: bool
-    arrow: bool
+    form: str
     at_least: int | None = None
 
 
@@ -100,10 +102,12 @@ class Answer:
     scores: NDArray[np.float32]
     payload: list[dict[str, Any]] | None
 
-    def response(self, about: Mapping[str, Any], *, arrow: bool) -> Response:
-        """The answer in full: Arrow, or JSON."""
+    def response(self, about: Mapping[str, Any], form: str) -> Response:
+        """The answer in full; `form`: ARROW, MESSAGE or JSON."""
+        if form == MESSAGE:
+            return messages.written(self._message(about))
         bounds = np.concatenate([[0], np.cumsum(self.counts)])
-        if arrow:
+        if form == ARROW:
             return Response(self._stream(bounds.astype(np.int32), about), media_type=ARROW)
         parts = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
         ids = self.ids.to_pylist()
@@ -118,10 +122,22 @@ class Answer:
     def _stream(self, bounds: NDArray[np.int32], about: Mapping[str, Any]) -> bytes:
         columns = {"ids": self.ids, "scores": pa.array(self.scores)}
         if self.payload is not None:
-            columns["payload"] = pa.array([dumps(row).decode() for row in self.payload], pa.string())
+            columns["payload"] = pa.array(self._texts(), pa.string())
         lists = [pa.ListArray.from_arrays(bounds, column) for column in columns.values()]
         batch = pa.record_batch(lists, names=list(columns))
         return write_stream(batch, about)
+
+    def _message(self, about: Mapping[str, Any]) -> Any:
+        return messages.SearchBatchResponse(
+            counts=self.counts.tolist(),
+            ids=self.ids.to_pylist(),
+            scores=messages.floats(self.scores),
+            payload=self._texts(),
+            **about,
+        )
+
+    def _texts(self) -> list[str]:
+        return [dumps(row).decode() for row in self.payload or []]
 
 
 def write_stream(batch: pa.RecordBatch, fields: Mapping[str, Any]) -> bytes:
@@ -158,6 +174,8 @@ async def batch_query(request: Request, config: ServeConfig, about: Description)
     x_ND: _Rows | None = None
     if kind == ARROW:
         fields, x_ND = _read_stream(await request.body(), about.dim)
+    elif kind == MESSAGE:
+        fields, x_ND = messages.batch_fields(await request.body(), about.dim)
     elif kind == JSON:
         fields = await json_object(request)
     else:
@@ -173,7 +191,7 @@ async def batch_query(request: Request, config: ServeConfig, about: Description)
         raise ApiError(422, "invalid_request", f"k is at most {config.max_k}, got {body.k}", "k")
     vectors = None if x_ND is None else _checked(x_ND, body.model, about.model_digest, config)
     texts = _texts(body.texts or [], config) if vectors is None else []
-    arrow = kind == ARROW or ARROW in request.headers.get("accept", "")
+    form = ARROW if kind == JSON and ARROW in request.headers.get("accept", "") else kind
     return Batch(
         len(texts) if vectors is None else len(vectors),
         vectors,
@@ -183,7 +201,7 @@ async def batch_query(request: Request, config: ServeConfig, about: Description)
         checked_effort(body, about),
         body.recall,
         body.payload,
-        arrow,
+        form,
         body.at_least,
     )
 

@@ -56,11 +56,20 @@ class SpreadConfig(Config):
     hedge_floor_s: float = Field(0.02, gt=0, description="no call is late before this time, in s")
 
 
+class GrpcConfig(Config):
+    """The service over gRPC, beside HTTP and on the same address (`rayemb serve proto` prints the .proto)."""
+
+    port: int = Field(9000, ge=0, le=65535, description="gRPC port; 0 picks a free one")
+
+
 class ServeConfig(Config):
     """Where the service listens, how it is laid out on the cluster, and what it takes from a client."""
 
     host: str = Field("127.0.0.1", description="address that the HTTP proxy listens on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 picks a free one")
+    grpc: GrpcConfig | None = Field(
+        None, description="answer gRPC too, such as {port: 9000}, with the same keys, limits and log; null: HTTP alone"
+    )
     keys: str | None = Field(
         None,
         description="file of API keys (`rayemb serve key new NAME --keys FILE`); then every request but the health "

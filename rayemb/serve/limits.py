@@ -38,6 +38,11 @@ def header(scope: Scope, name: str) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == wanted), "")
 
 
+def is_call(scope: Scope) -> bool:
+    """Whether the request is a gRPC call (`rayemb.serve.rpc`): its body is a message, and so is the answer."""
+    return bool(scope.get("state", {}).get("message"))
+
+
 def timeout_of(scope: Scope, most: float) -> float:
     """The seconds that this request has: what its X-Request-Timeout says, but at most `most`. Raises ApiError."""
     wanted = _TIMEOUT.lower().encode()

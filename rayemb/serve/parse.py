@@ -18,6 +18,9 @@ from rayemb.serve.api import EmbeddingsRequest, Filter, SearchEffort, SearchRequ
 from rayemb.serve.config import ServeConfig
 from rayemb.serve.engine import Description
 from rayemb.serve.errors import ApiError
+from rayemb.serve.limits import is_call
+from rayemb.serve.rpc import messages
+from rayemb.serve.rpc.messages import MESSAGE
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -47,6 +50,9 @@ async def search_query(request: Request, config: ServeConfig, about: Description
         fields, image = await _form(request)
     elif kind == JSON:
         fields, image = await json_object(request), None
+    elif kind == MESSAGE:
+        fields = messages.fields_of(messages.read(messages.SearchRequest, await request.body()))
+        image = fields.pop("image", None)
     else:
         raise ApiError(
             415,
@@ -133,9 +139,12 @@ def checked_filter(filter: Filter | None) -> Filter | None:
 async def embeddings_request(request: Request, config: ServeConfig) -> tuple[EmbeddingsRequest, list[str]]:
     """The body of POST /v1/embeddings and its texts. Raises ApiError."""
     kind = content_type(request)
-    if kind != JSON:
+    if kind == MESSAGE:
+        fields = messages.fields_of(messages.read(messages.EmbedRequest, await request.body()))
+    elif kind == JSON:
+        fields = await json_object(request)
+    else:
         raise ApiError(415, "unsupported_media_type", f"send {JSON}, not {kind or 'nothing'}", "content-type")
-    fields = await json_object(request)
     given = fields.get("input")
     if isinstance(given, list) and given and all(isinstance(item, int | list) for item in given):
         raise ApiError(
@@ -172,7 +181,9 @@ def check_image_size(size: int, config: ServeConfig) -> None:
 
 
 def content_type(request: Request) -> str:
-    """The media type of the body, without parameters."""
+    """The media type of the body, without parameters; MESSAGE of a gRPC call, and of nothing else."""
+    if is_call(request.scope):
+        return MESSAGE
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
@@ -210,19 +221,10 @@ async def _form(request: Request) -> tuple[dict[str, Any], bytes | None]:
             # A form knows only texts; what is no whole number goes on as text, for the validator to refuse.
             fields[name] = int(value) if _INTEGER.fullmatch(value) else value
         elif name == "filter":
-            fields[name] = _form_filter(value)
+            fields[name] = messages.filter_of(value)
         else:
             fields[name] = value
     return fields, image
-
-
-def _form_filter(value: str) -> Any:
-    if not value.strip():
-        return None
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, "malformed_json", f"filter is not JSON: {error}", "filter") from error
 
 
 def _from_base64(text: str, config: ServeConfig) -> bytes:

@@ -48,7 +48,9 @@ class TuneConfig(Config):
         description="what trials are compared by, and whether more or less of it is better; the first one that is "
         "reported while training decides who goes on",
     )
-    measures: list[AnyMeasure] = Field([], description="what is measured of each trial's model at its end")
+    measures: list[Annotated[AnyMeasure, BeforeValidator(_named)]] = Field(
+        [], description="what is measured of each trial's model at its end"
+    )
     watch: tuple[str, ...] = Field(
         (), description="further metrics that the page draws over each setting, beside the objectives"
     )

@@ -14,6 +14,8 @@ import ray
 from ray import tune
 from ray.tune.search import BasicVariantGenerator
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
 
 from rayemb import storage
 from rayemb.config import dump, from_mapping
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 SLOT = "trial_slot"
 TUNE = "tune"  # the folder of what Ray Tune keeps
 LOOK_S = 1.0
+STATE_TIMEOUT_S = 30
 # What may be said otherwise when a sweep goes on.
 HOW = {"name", "concurrent", "minutes", "keep_models", "watch"}
 SETTINGS = {
@@ -291,6 +294,8 @@ def _concurrent(config: TuneConfig, corners: list[TrainConfig]) -> int:
             where="tune",
             fix=f"start its head with --resources='{{\"{SLOT}\": 2}}'",
         )
+    if not isinstance(config.scheduler, NoneConfig):
+        _require_state()
     need = max(1.0, *(corner.cpus for corner in corners))  # a tokenizer is learned on one
     fits = int(resources.get("CPU", 0) // need)
     if fits < 1:
@@ -300,6 +305,21 @@ def _concurrent(config: TuneConfig, corners: list[TrainConfig]) -> int:
             fix="lower workers or cpus_per_worker there, or add nodes",
         )
     return min(config.concurrent, fits, int(resources[SLOT]))
+
+
+def _require_state() -> None:
+    """Ray Train frees the CPUs of a trial that was stopped when the cluster's state says that its controller is gone.
+
+    Raises TuneError where nobody says so: trials would keep their CPUs, and the sweep wait for ever.
+    """
+    try:
+        list_actors(limit=1, timeout=STATE_TIMEOUT_S)
+    except RayStateApiException as error:
+        raise TuneError(
+            f"the cluster does not tell its state ({' '.join(str(error).split())[:200]})",
+            where="tune.scheduler",
+            fix="start its head with a dashboard (--include-dashboard=true), or use tune.scheduler=none",
+        ) from error
 
 
 @contextlib.contextmanager

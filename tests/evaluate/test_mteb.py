@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,7 @@ from typing import Any
 import mteb
 import numpy as np
 import pytest
-from datasets import Dataset
-from mteb.abstasks import AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
-from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.abstasks import AbsTaskPairClassification, AbsTaskSTS
 from mteb.mocks import MockRerankingTask, MockRetrievalTask
 from mteb.models import EncoderProtocol, SearchProtocol
 from mteb.models.model_meta import ScoringFunction
@@ -27,7 +24,7 @@ from rayemb.errors import RayembError
 from rayemb.evaluate.encoders import ModelEncoder, Side
 from rayemb.evaluate.errors import EvaluateError
 from rayemb.evaluate.mteb import MtebEncoder
-from rayemb.evaluate.tasks import PairClassificationConfig, RetrievalConfig, STSConfig, TaskConfig
+from rayemb.evaluate.tasks import PairClassificationConfig, STSConfig, TaskConfig
 from rayemb.evaluate.tasks.base import Means
 from rayemb.models import (
     ConvNetConfig,
@@ -42,113 +39,15 @@ from rayemb.pipeline.mteb import mteb_model
 from rayemb.serve import ServeError
 from rayemb.serve.client import BatchHits, Client, Item
 from rayemb.serve.client.mteb import MtebService
+from tests.evaluate.mteb_tasks import KS, QUIET, WORDS, Data, jsonl, metadata, pairs_task, run
 from tests.models.test_pretrained import minilm  # noqa: F401
 from tests.serve.live import listening
 from tests.serve.writable import Collection
-
-WORDS = "red green blue round square small large old new ship tree house river bird stone lamp road cloud field door"
-QUIET = {"show_progress_bar": False}
-KS = (1, 3, 5, 10, 20)
-
-
-def run(model: Any, task: Any, split: str = "test") -> dict[str, Any]:
-    found = mteb.evaluate(model, [task], cache=None, co2_tracker=False, show_progress_bar=False, encode_kwargs=QUIET)
-    scores: dict[str, Any] = found.task_results[0].scores[split][0]
-    return scores
-
-
-def metadata(name: str, kind: str, main: str) -> TaskMetadata:
-    return TaskMetadata(
-        name=name,
-        dataset={"path": "NA", "revision": "NA"},
-        description="made here",
-        reference=None,
-        type=kind,
-        category="t2t",
-        modalities=["text"],
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score=main,
-        date=None,
-        domains=None,
-        task_subtypes=None,
-        license=None,
-        annotations_creators=None,
-        dialect=None,
-        sample_creation=None,
-        bibtex_citation=None,
-    )
-
-
-def retrieval_task(
-    corpus: list[dict[str, str]],
-    queries: list[dict[str, str]],
-    qrels: dict[str, dict[str, int]],
-    ks: Sequence[int] = KS,
-) -> AbsTaskRetrieval:
-    class Here(AbsTaskRetrieval):
-        metadata = metadata("HereRetrieval", "Retrieval", "ndcg_at_10")
-        k_values = ks
-
-        def load_data(self, *_: Any, **__: Any) -> None:
-            parts = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
-            self.dataset = {"default": {"test": {**parts, "relevant_docs": qrels, "top_ranked": None}}}
-            self.data_loaded = True
-
-    return Here()
-
-
-def pairs_task(base: type, name: str, kind: str, main: str, rows: list[dict[str, Any]]) -> Any:
-    def load_data(self: Any, *_: Any, **__: Any) -> None:
-        self.dataset, self.data_loaded = {"test": Dataset.from_list(rows)}, True
-
-    return type(name, (base,), {"metadata": metadata(name, kind, main), "load_data": load_data})()
 
 
 def ours(config: TaskConfig, model: MtebEncoder) -> dict[str, float]:
     found = config.load("here").run(model.encoder, Means(show=False))
     return config.figures(found.items.columns)
-
-
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-class Data:
-    """Texts of few words with graded judgements that no model meets wholly; one query without any."""
-
-    def __init__(self, documents: int = 60, queries: int = 25, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        words = WORDS.split()
-
-        def text(length: int) -> str:
-            return " ".join(rng.choice(words, length, replace=False))
-
-        self.corpus = [
-            {"id": f"d{n}", "title": text(2) if n % 3 else "", "text": text(int(rng.integers(3, 9)))}
-            for n in range(documents)
-        ]
-        self.queries = [{"id": f"q{n}", "text": text(3)} for n in range(queries)]
-        self.qrels: dict[str, dict[str, int]] = {}
-        for query in self.queries[1:]:
-            wanted = set(query["text"].split())
-            shared = {row["id"]: len(wanted & set(f"{row['title']} {row['text']}".split())) for row in self.corpus}
-            self.qrels[query["id"]] = {name: count - 1 for name, count in shared.items() if count}
-            self.qrels[query["id"]][str(rng.choice(self.corpus)["id"])] = 2
-
-    def task(self, ks: Sequence[int] = KS) -> AbsTaskRetrieval:
-        return retrieval_task(self.corpus, self.queries, self.qrels, ks)
-
-    def config(self, folder: Path, measures: Sequence[str]) -> RetrievalConfig:
-        judged = [{"query": q, "document": d, "grade": g} for q, of in self.qrels.items() for d, g in of.items()]
-        return RetrievalConfig(
-            corpus=jsonl(folder / "corpus.jsonl", self.corpus),
-            queries=jsonl(folder / "queries.jsonl", self.queries),
-            qrels=jsonl(folder / "qrels.jsonl", judged),
-            measures=tuple(measures),
-            ties="trec",
-        )
 
 
 def tiny(images: bool = True) -> Model:
@@ -401,8 +300,9 @@ class TestService:
         for task in (MockRetrievalTask, MockRerankingTask):
             assert run(service, task())["main_score"] == run(model, task())["main_score"]
         assert sum(collection.uploads) == 60 + 2 * 2  # it has two splits
-        # Another replica would have had to catch up with the last write of its task before it searches.
-        assert set(collection.refreshed) >= {15}
+        # Versions of the updates: that of the last write of each split, which another replica would have to catch up
+        # with before it searches (the deletions before it and that of "gone" count, too).
+        assert set(collection.refreshed) == {1 + 15, 1 + 15 + 15 + 1, 1 + 15 + 15 + 1 + 1 + 1}
         service.close()
         with Client(url) as client:
             assert client.index().rows == 0

@@ -38,7 +38,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with local_head(ClusterConfig(num_cpus=4, object_store_mb=300), jobs=False) as head:
+    with local_head(ClusterConfig(num_cpus=4, object_store_mb=300)) as head:
         yield head
 
 

@@ -98,7 +98,7 @@ def search(
         body["image"] = base64.b64encode(data).decode()
     if filter is not None:
         body["filter"] = dict(filter)
-    return Call("POST", "/v1/search", SearchResponse.model_validate_json, _json(body))
+    return Call("POST", "/v1/search", SearchResponse.model_validate_json, json_of(body))
 
 
 def search_batch(
@@ -113,27 +113,37 @@ def search_batch(
     fields: dict[str, Any] = {"k": k, "payload": payload, **more}
     if filter is not None:
         fields["filter"] = dict(filter)
-    if isinstance(queries, Sequence) and queries and all(isinstance(query, str) for query in queries):
-        column, name = pa.array(queries, pa.string()), "texts"
+    texts, x_ND = vectors_or_texts(queries, model)
+    if x_ND is None:
+        column, name = pa.array(texts, pa.string()), "texts"
     else:
-        x_ND = np.ascontiguousarray(queries, np.float32)
-        if x_ND.ndim != 2:
-            raise ServeError(f"expected texts, or vectors (N, D), got an array {x_ND.shape}", where="queries")
-        if model is None:
-            raise ServeError("vectors need the digest of their model", where="model", fix="index().model_digest")
         column, name = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.reshape(-1)), x_ND.shape[1]), "vectors"
         fields["model"] = model
-    batch = pa.record_batch([column], names=[name]).replace_schema_metadata({_METADATA: _json(fields)})
+    batch = pa.record_batch([column], names=[name]).replace_schema_metadata({_METADATA: json_of(fields)})
     out = pa.BufferOutputStream()
     with pa.ipc.new_stream(out, batch.schema) as writer:
         writer.write_batch(batch)
     return Call("POST", "/v1/search/batch", _batch_hits, out.getvalue().to_pybytes(), ARROW)
 
 
+def vectors_or_texts(
+    queries: Sequence[str] | ArrayLike, model: str | None
+) -> tuple[list[str], NDArray[np.float32] | None]:
+    """The queries as texts, or as vectors `(N, D)` float32. Raises ServeError for what is neither, or of no `model`."""
+    if isinstance(queries, Sequence) and queries and all(isinstance(query, str) for query in queries):
+        return list(queries), None
+    x_ND = np.ascontiguousarray(queries, np.float32)
+    if x_ND.ndim != 2:
+        raise ServeError(f"expected texts, or vectors (N, D), got an array {x_ND.shape}", where="queries")
+    if model is None:
+        raise ServeError("vectors need the digest of their model", where="model", fix="index().model_digest")
+    return [], x_ND
+
+
 def embed(texts: Sequence[str], kind: Literal["query", "document"] = "query") -> Call[NDArray[np.float32]]:
     """POST /v1/embeddings."""
     body = {"input": list(texts), "encoding_format": "base64", "input_type": kind}
-    return Call("POST", "/v1/embeddings", _vectors, _json(body))
+    return Call("POST", "/v1/embeddings", _vectors, json_of(body))
 
 
 def index() -> Call[IndexInfo]:
@@ -156,12 +166,12 @@ def upsert(items: Sequence[Item], model: str | None) -> Call[int]:
     body: dict[str, Any] = {"items": [_item(item) for item in items]}
     if model is not None:
         body["model"] = model
-    return Call("POST", "/v1/items", _count("upserted"), _json(body))
+    return Call("POST", "/v1/items", _count("upserted"), json_of(body))
 
 
 def delete(ids: Sequence[str]) -> Call[int]:
     """POST /v1/items/delete."""
-    return Call("POST", "/v1/items/delete", _count("deleted"), _json({"ids": list(ids)}))
+    return Call("POST", "/v1/items/delete", _count("deleted"), json_of({"ids": list(ids)}))
 
 
 def get(ids: Sequence[str]) -> Call[dict[str, dict[str, Any]]]:
@@ -170,7 +180,7 @@ def get(ids: Sequence[str]) -> Call[dict[str, dict[str, Any]]]:
     def read(data: bytes) -> dict[str, dict[str, Any]]:
         return {item["id"]: item["payload"] for item in json.loads(data)["items"]}
 
-    return Call("POST", "/v1/items/get", read, _json({"ids": list(ids)}))
+    return Call("POST", "/v1/items/get", read, json_of({"ids": list(ids)}))
 
 
 def parsed_filter(types: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, FilterValue]:
@@ -238,7 +248,8 @@ def _seconds(retry_after: str) -> float:
         return 0.0
 
 
-def _json(body: Mapping[str, Any]) -> bytes:
+def json_of(body: Mapping[str, Any]) -> bytes:
+    """JSON without NaN and infinity. Raises ServeError for them, and for what has no form there."""
     try:
         return json.dumps(body, allow_nan=False).encode()
     except ValueError as error:
