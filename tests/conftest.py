@@ -19,6 +19,9 @@ for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
 CLUSTERS = ("cluster", "e2e", "faults", "mining", "pipeline", "serve", "tune", "test_cluster.py", "test_readme.py")
 
 
+# First: the plugin reads the groups in a hook of the same name, and which comes first is otherwise left to the order in
+# which plugins were found.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes share the suite: all that needs a cluster goes to one of them, in turn, the rest to the other.
 

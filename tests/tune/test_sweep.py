@@ -51,18 +51,21 @@ def workspace(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(head: Head, folder: Path, words: list[str], settings: list[str] | None = None) -> "subprocess.Popen[str]":
+def command(
+    head: Head | None, folder: Path, words: list[str], settings: list[str] | None = None
+) -> "subprocess.Popen[str]":
+    """The command on the cluster of `head`, or on one of its own."""
     log = (folder / "log").open("a")
     return subprocess.Popen(
         [sys.executable, "-m", "rayemb.cli", *words, f"workspace={folder}", *SMALL, *(settings or [])],
-        env={**os.environ, **head.environment()},
+        env={**os.environ, **(head.environment() if head else {})},
         stdout=log,
         stderr=log,
         text=True,
     )
 
 
-def done(head: Head, folder: Path, settings: list[str]) -> dict[str, Any]:
+def done(head: Head | None, folder: Path, settings: list[str]) -> dict[str, Any]:
     """The record of a sweep that runs to its end."""
     process = command(head, folder, ["tune"], settings)
     try:
@@ -156,6 +159,19 @@ def test_a_sweep_that_is_killed_goes_on_and_a_trial_that_fails_is_reported(head:
     began = time.monotonic()
     assert done(head, workspace, settings) == after
     assert time.monotonic() - began < 120
+
+
+def test_trials_that_are_stopped_early_give_their_cpus_back(workspace: Path) -> None:
+    # One CPU: if the second trial kept its share, the third would wait for ever.
+    settings = ["tune.name=pruned", "tune.search={loss.temperature: 'grid_search([0.5, 0.01, 0.011])'}"]
+    settings += ["tune.searcher=grid", "tune.objectives={loss: min}", "tune.concurrent=1", "cluster.num_cpus=1"]
+    settings += ["tune.scheduler={name: asha, grace: 1, reduction_factor: 2}", "train.loss.min_temperature=0.001"]
+    settings += ["train.steps=6", "tune.report_every=2", "tune.watch=[val/rankme]"]
+    after = done(None, workspace, settings)
+    assert [trial["state"] for trial in after["trials"]] == ["finished", "pruned", "pruned"]
+    page = (workspace / "sweeps" / "pruned" / "index.html").read_text()
+    assert "3 trials: 1 finished, 2 pruned." in page
+    assert "val/rankme over loss.temperature" in page
 
 
 def test_a_population_takes_over_weights_and_leaves_a_schedule(head: Head, workspace: Path) -> None:
