@@ -192,6 +192,14 @@ def reason(error: RuntimeError) -> str:
     return " ".join(str(error).rsplit("Error: ", 1)[-1].split())
 
 
+def found_by(
+    index: Any, x_ND: NDArray[np.float32], k: int, parameters: Any
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scores and positions `(N, k)` of FAISS's search with its own parameters."""
+    # faiss.contrib.torch_utils (pytorch-metric-learning imports it) puts a search without them in place of FAISS's.
+    return getattr(index, "search_numpy", index.search)(x_ND, k, params=parameters)  # type: ignore[no-any-return]
+
+
 class FaissShard:
     """One loaded FAISS index over positions `0 .. R-1`. Searches never change it: any thread may search.
 
@@ -217,7 +225,7 @@ class FaissShard:
         ef_search, rerank = min(effort.ef_search, max(1, self.rows)), min(effort.rerank, 1 + self.rows // k)
         if (ef_search, rerank) != (effort.ef_search, effort.rerank):
             effort = replace(effort, ef_search=ef_search, rerank=rerank)
-        scores, positions = self.index.search(x_ND, k, params=self._parameters(self.index, selector, effort))
+        scores, positions = found_by(self.index, x_ND, k, self._parameters(self.index, selector, effort))
         return scores, positions
 
     def _takes_selector(self) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayemb.index.effort import Effort
-from rayemb.index.faiss_index import FaissShard, before_lists
+from rayemb.index.faiss_index import FaissShard, before_lists, found_by
 from rayemb.index.selection import Selection
 from rayemb.index.stored import StoredVectors, best_of
 
@@ -128,8 +128,7 @@ class FilteredSearch:
 
     def _exact(self, x_ND: Floats, places: int, selection: Selection) -> Answer:
         if self._stored is None and self._storage is not None:
-            scores, found = self._storage.search(x_ND, places, params=faiss.SearchParameters(sel=selection.selector))
-            return scores, found
+            return found_by(self._storage, x_ND, places, faiss.SearchParameters(sel=selection.selector))
         positions = selection.positions
         if self._stored is None:
             return self._from_table(x_ND, places, positions)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +177,21 @@ def test_a_prefix_finds_by_the_first_coordinates_and_ranks_by_all(tmp_path: Path
 def test_what_cannot_be_made_says_why(factory: str, prefix: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_index(DIM, factory, prefix)
+
+
+def test_a_library_that_patches_faiss_for_torch_breaks_no_search() -> None:
+    # In a process of its own: the patch stays.
+    code = """
+import faiss.contrib.torch_utils
+import numpy as np
+from rayemb.index import Effort
+from rayemb.index.faiss_index import FaissShard
+index = faiss.index_factory(8, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+x = np.eye(8, dtype=np.float32).repeat(20, axis=0)
+index.train(x)
+index.add(x)
+selector = faiss.IDSelectorRange(40, 45)
+scores, found = FaissShard(index).search(x[40:41], 3, Effort(nprobe=4), selector)
+assert set(found[0].tolist()) <= set(range(40, 45)) and scores[0, 0] == 1, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
