@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rayemb.index import Effort, Index, IndexArtefactError, IndexConfig, build_index, load_manifest, measure_recall
+from rayemb.index.faiss_index import found_by
 from rayemb.index.placement import Router, cell_shards, hashed_shards
 
 from .tables import build_here, exact_vectors, naive_search, random_vectors, write_table
@@ -72,7 +73,7 @@ def test_ivf_shards_find_what_one_index_finds_with_the_same_probes(
         with Index.open(f"{folder}/i") as index:
             for queries in (vectors[:30], vectors[3:4]):
                 # All of them, ties broken by key: FAISS alone leaves the order among equals open.
-                scores, keys = whole.search(queries, 200, params=probes)
+                scores, keys = found_by(whole, queries, 200, probes)
                 hits = index.search(queries, 10)
                 for query in range(len(queries)):
                     ranked = sorted(
