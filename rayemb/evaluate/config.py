@@ -1,8 +1,21 @@
 """Config of an evaluation."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from rayemb.config import Config
+from rayemb.evaluate.metrics.zero_shot import template_problem
+
+
+def _with_a_name(templates: tuple[str, ...]) -> tuple[str, ...]:
+    if problem := template_problem(templates):
+        raise ValueError(problem)
+    return templates
+
+
+Templates = Annotated[tuple[str, ...], AfterValidator(_with_a_name)]
+"""Sentences with {} for the name of a class."""
 
 
 class EvaluateConfig(Config):

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
+from rayemb.evaluate.metrics.arrays import as_integers
 from rayemb.evaluate.metrics.errors import MetricError
 
 SUM = 1e-3
@@ -124,7 +124,7 @@ def _probabilities(
         raise MetricError(f"expected floats (N, C) with N > 0, got {p_NC.shape}", where="probabilities")
     if p_NC.shape[1] < 2:
         raise MetricError("one class is always right", where="probabilities", fix="bring two classes or more")
-    y_N = _integers(labels, len(p_NC), "labels")
+    y_N = as_integers(labels, len(p_NC), "labels")
     _refuse((y_N < 0) | (y_N >= p_NC.shape[1]), y_N, "is no class", "labels", f"0 to {p_NC.shape[1] - 1}")
     bad_NC = ~((p_NC >= 0) & (p_NC <= 1))
     first_N = p_NC[np.arange(len(p_NC)), bad_NC.argmax(axis=1)]

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
-from rayemb.evaluate.metrics.arrays import as_vectors as _vectors
+from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
 from rayemb.evaluate.metrics.retrieval import TIE
 
@@ -48,7 +47,7 @@ def kmeans_clusters(
     cluster, so that a constant encoder earns nothing from noise. O(n_init · max_iter · N K D) time at most, O(N D)
     memory. Raises MetricError for non-finite vectors and for fewer than `k` of them.
     """
-    x_ND = _vectors(vectors, "vectors")
+    x_ND = as_vectors(vectors, "vectors")
     if not 1 <= k <= len(x_ND):
         raise MetricError(f"no {k} clusters of {len(x_ND)} vectors", where="k", fix="1 to the number of vectors")
     if n_init < 1 or max_iter < 1:
@@ -148,8 +147,8 @@ Table = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 def _contingency(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> Table:
-    y_N = _integers(labels, None, "labels")
-    found_N = _integers(clusters, len(y_N), "clusters")
+    y_N = as_integers(labels, None, "labels")
+    found_N = as_integers(clusters, len(y_N), "clusters")
     if not len(y_N):
         raise MetricError("there are no items", where="labels")
     if (y_N == y_N[0]).all():

@@ -8,8 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
-from rayemb.evaluate.metrics.arrays import as_vectors as _vectors
+from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
 from rayemb.evaluate.metrics.bootstrap import Interval
 from rayemb.evaluate.metrics.errors import MetricError
 from rayemb.evaluate.metrics.retrieval import TIE
@@ -47,7 +46,7 @@ def draw_episodes(
     Classes with fewer than shots + queries items are skipped: to pad them would put a query among its own examples.
     Raises MetricError for numbers out of range, and where fewer than `ways` classes are left; it names those that lack.
     """
-    y_N = _integers(labels, None, "labels")
+    y_N = as_integers(labels, None, "labels")
     if ways < 2 or shots < 1 or queries < 1 or episodes < 2 or seed < 0:
         raise MetricError(
             f"no episodes: ways {ways}, shots {shots}, queries {queries}, episodes {episodes}, seed {seed}",
@@ -103,8 +102,8 @@ def few_shot(
     The interval is over episodes of this one model (normal, ddof 1): it says nothing of other training seeds. Raises
     MetricError for wrong shapes, non-finite vectors, and as `draw_episodes` does.
     """
-    x_ND = _vectors(vectors, "vectors")
-    y_N = _integers(labels, len(x_ND), "labels")
+    x_ND = as_vectors(vectors, "vectors")
+    y_N = as_integers(labels, len(x_ND), "labels")
     if metric not in ("cosine", "euclidean"):
         raise MetricError(f"there is no metric {metric!r}", where="metric", fix="cosine or euclidean")
     drawn = draw_episodes(y_N, ways=ways, shots=shots, queries=queries, episodes=episodes, seed=seed)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
+from rayemb.evaluate.metrics.arrays import as_integers
 from rayemb.evaluate.metrics.errors import MetricError
 from rayemb.evaluate.metrics.lists import Ties, blocks, called, checked_ids, checked_scores, ordered
 from rayemb.evaluate.metrics.retrieval import TIE, _excluded, _k
@@ -45,8 +45,8 @@ class Judgements(NamedTuple):
 
         Raises MetricError for a query outside 0 .. n_queries - 1 and for a document that a query judges twice.
         """
-        rows = _integers(rows, None, "rows")
-        ids, grades = _integers(ids, len(rows), "ids"), _integers(grades, len(rows), "grades")
+        rows = as_integers(rows, None, "rows")
+        ids, grades = as_integers(ids, len(rows), "ids"), as_integers(grades, len(rows), "grades")
         for name, wrong in (("query", (rows < 0) | (rows >= n_queries)), ("document", ids < 0)):
             if wrong.any():
                 at = int(np.flatnonzero(wrong)[0])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
+from rayemb.evaluate.metrics.arrays import as_integers
 from rayemb.evaluate.metrics.errors import MetricError
 
 
@@ -39,6 +39,6 @@ def mean_over(values: NDArray[np.float64], classes: NDArray[np.int64] | None = N
     count, left_out = int(there.sum()), int((~there).sum())
     if classes is None:
         return Mean(float(values[there].mean()), count, left_out)
-    _, member = np.unique(_integers(classes, len(values), "classes")[there], return_inverse=True)
+    _, member = np.unique(as_integers(classes, len(values), "classes")[there], return_inverse=True)
     sums = np.bincount(member, weights=values[there])
     return Mean(float((sums / np.bincount(member)).mean()), count, left_out)

@@ -14,8 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
-from rayemb.evaluate.metrics.arrays import as_vectors as _vectors
+from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
 from rayemb.evaluate.metrics.lists import blocks, checked_ids, checked_scores, ordered
 from rayemb.evaluate.metrics.means import Mean, mean_over
@@ -89,16 +88,16 @@ def class_retrieval(
     Memory is O((Q + M) · D + block · M), time O(Q · M · D). For millions of vectors see `class_retrieval_of_lists`.
     Raises MetricError for wrong shapes, non-finite vectors, and if every query is alone in its class.
     """
-    q_QD = _vectors(queries, "queries")
-    l_Q = _integers(labels_q, len(q_QD), "labels_q")
+    q_QD = as_vectors(queries, "queries")
+    l_Q = as_integers(labels_q, len(q_QD), "labels_q")
     c_MD, l_M, self_Q = q_QD, l_Q, np.arange(len(q_QD))
     if candidates is None and (labels_c is not None or exclude is not None):
         raise MetricError("without candidates the queries are their own", where="labels_c, exclude")
     if candidates is not None:
-        c_MD = _vectors(candidates, "candidates")
+        c_MD = as_vectors(candidates, "candidates")
         if labels_c is None:
             raise MetricError("the candidates have no labels", where="labels_c")
-        l_M, self_Q = _integers(labels_c, len(c_MD), "labels_c"), _excluded(exclude, len(q_QD), len(c_MD))
+        l_M, self_Q = as_integers(labels_c, len(c_MD), "labels_c"), _excluded(exclude, len(q_QD), len(c_MD))
         if q_QD.shape[1] != c_MD.shape[1]:
             raise MetricError(
                 f"queries have {q_QD.shape[1]} dimensions, candidates {c_MD.shape[1]}", where="candidates"
@@ -153,7 +152,7 @@ def class_retrieval_of_lists(
     needs k, unless the list holds all candidates.
     """
     ids = checked_ids(ids)
-    l_Q, l_M = _integers(labels_q, len(ids), "labels_q"), _integers(labels_c, None, "labels_c")
+    l_Q, l_M = as_integers(labels_q, len(ids), "labels_q"), as_integers(labels_c, None, "labels_c")
     if ids.size and ids.max() >= len(l_M):
         raise MetricError(f"candidate {ids.max()} has no label, there are {len(l_M):,}", where="ids")
     scores = checked_scores(scores, ids)

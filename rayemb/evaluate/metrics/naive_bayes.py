@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
-from rayemb.evaluate.metrics.arrays import as_vectors as _vectors
+from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
 from rayemb.evaluate.metrics.retrieval import TIE
 
@@ -45,7 +44,7 @@ class NaiveBayes(NamedTuple):
 
     def scores(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """The log joint probability `(N, C)` of each class, less what all classes of an item have in common."""
-        x_ND = _vectors(vectors, "vectors")
+        x_ND = as_vectors(vectors, "vectors")
         if x_ND.shape[1] != len(self.centre):
             raise MetricError(f"{x_ND.shape[1]} dimensions; the probe has {len(self.centre)}", where="vectors")
         return np.asarray((x_ND - self.centre) @ self.weights.T + self.biases)
@@ -71,8 +70,8 @@ def class_moments(vectors: NDArray[np.floating[Any]], labels: NDArray[np.int64])
 
     Raises MetricError for wrong shapes and non-finite vectors.
     """
-    x_ND = _vectors(vectors, "vectors")
-    classes, class_N = np.unique(_integers(labels, len(x_ND), "labels"), return_inverse=True)
+    x_ND = as_vectors(vectors, "vectors")
+    classes, class_N = np.unique(as_integers(labels, len(x_ND), "labels"), return_inverse=True)
     counts = np.bincount(class_N, minlength=len(classes)).astype(np.int64)
     means, squares = (np.zeros((len(classes), x_ND.shape[1])) for _ in range(2))
     for c in range(len(classes)):
@@ -140,7 +139,7 @@ def naive_bayes(moments: ClassMoments, *, shrinkage: float | None = None, unifor
 
 def won(scores: NDArray[np.float64], classes: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Per item `(N,)`: 1 where the score of its class is the highest of `(N, C)`, by more than rounding."""
-    y_N = _integers(labels, len(scores), "labels")
+    y_N = as_integers(labels, len(scores), "labels")
     at_N = np.searchsorted(classes, y_N).clip(max=len(classes) - 1)
     unknown = np.flatnonzero(classes[at_N] != y_N)
     if len(unknown):

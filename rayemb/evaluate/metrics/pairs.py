@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
+from rayemb.evaluate.metrics.arrays import as_integers
 from rayemb.evaluate.metrics.errors import MetricError
 from rayemb.evaluate.metrics.lists import blocks
 
@@ -140,7 +140,7 @@ def _pairs(
     if s_N.ndim != 1 or not np.issubdtype(s_N.dtype, np.floating):
         raise MetricError(f"expected floats (N,), got {s_N.dtype} {s_N.shape}", where="similarities")
     labels = np.asarray(labels)
-    y_N = _integers(labels.astype(np.int64) if labels.dtype == bool else labels, len(s_N), "labels")
+    y_N = as_integers(labels.astype(np.int64) if labels.dtype == bool else labels, len(s_N), "labels")
     bad, other = np.flatnonzero(~np.isfinite(s_N)), np.flatnonzero((y_N != 0) & (y_N != 1))
     if len(bad):
         raise MetricError(f"pair {bad[0]} has the similarity {s_N[bad[0]]}", where="similarities")

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
-from rayemb.evaluate.metrics.arrays import as_vectors as _vectors
+from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
 from rayemb.evaluate.metrics.naive_bayes import class_moments, naive_bayes, won
 
@@ -176,8 +175,8 @@ def _checked(
     labels_test: NDArray[np.int64],
 ) -> Checked:
     """All that can be wrong, before the first fit."""
-    x_ND, x_QD = _vectors(train, "train"), _vectors(test, "test")
-    y_N, y_Q = _integers(labels_train, len(x_ND), "labels_train"), _integers(labels_test, len(x_QD), "labels_test")
+    x_ND, x_QD = as_vectors(train, "train"), as_vectors(test, "test")
+    y_N, y_Q = as_integers(labels_train, len(x_ND), "labels_train"), as_integers(labels_test, len(x_QD), "labels_test")
     if x_ND.shape[1] != x_QD.shape[1]:
         raise MetricError(f"train has {x_ND.shape[1]} dimensions, test {x_QD.shape[1]}", where="test")
     if not len(x_QD) or not len(x_ND):

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers as _integers
-from rayemb.evaluate.metrics.arrays import as_vectors as _vectors
+from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
 from rayemb.evaluate.metrics.retrieval import _k, hits_at, ranks
 
@@ -29,6 +28,12 @@ class ZeroShotScores(NamedTuple):
     chance: dict[int, float]
 
 
+def template_problem(templates: Sequence[str]) -> str | None:
+    """What is wrong with the first template that has not exactly one `{}`; None where all have."""
+    wrong = next((template for template in templates if template.count("{}") != 1), None)
+    return None if wrong is None else f"{wrong!r} needs one {{}} for the name"
+
+
 def fill_templates(names: Sequence[str], templates: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
     """The sentences of all classes, class by class, and the class `(P,)` int64 that each is of; P = C · templates.
 
@@ -36,9 +41,8 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> tuple[list
     """
     if not len(names) or not len(templates):
         raise MetricError(f"{len(names)} names and {len(templates)} templates", where="names, templates")
-    for template in templates:
-        if template.count("{}") != 1:
-            raise MetricError(f"{template!r} needs one {{}} for the name", where="templates")
+    if problem := template_problem(templates):
+        raise MetricError(problem, where="templates")
     # Not str.format: names may hold braces.
     texts = [template.replace("{}", name) for name in names for template in templates]
     return texts, np.repeat(np.arange(len(names), dtype=np.int64), len(templates))
@@ -57,8 +61,8 @@ def class_vectors(sentences: NDArray[np.float32], owners: NDArray[np.int64]) -> 
     A class whose sentences cancel, or are zero vectors, keeps the zero vector. Raises MetricError for wrong shapes,
     non-finite vectors, and a class between 0 and the last without a sentence; the message names it.
     """
-    x_PD = _unit(_vectors(sentences, "sentences"))
-    owner_P = _integers(owners, len(x_PD), "owners")
+    x_PD = _unit(as_vectors(sentences, "sentences"))
+    owner_P = as_integers(owners, len(x_PD), "owners")
     if not len(x_PD):
         raise MetricError("there are no sentences", where="sentences")
     if owner_P.min() < 0:
@@ -91,8 +95,8 @@ def zero_shot(
 
     Raises MetricError for wrong shapes, non-finite vectors, no images, one class, and labels that are no class.
     """
-    x_ND, c_CD = _unit(_vectors(images, "images")), _unit(_vectors(classes, "classes"))
-    y_N = _integers(labels, len(x_ND), "labels")
+    x_ND, c_CD = _unit(as_vectors(images, "images")), _unit(as_vectors(classes, "classes"))
+    y_N = as_integers(labels, len(x_ND), "labels")
     cuts = sorted({_k(k) for k in ks})
     if not cuts or not len(x_ND):
         raise MetricError(f"{len(cuts)} cut-offs, {len(x_ND)} images: there is no figure", where="ks, images")
@@ -124,7 +128,7 @@ def class_probabilities(
     CLIP's learned scale is 100; a model's own is the inverse of its temperature, and the figures depend on it. Images
     `(N, D)` and classes `(C, D)` are normalised here. Raises MetricError for wrong shapes and non-finite vectors.
     """
-    x_ND, c_CD = _unit(_vectors(images, "images")), _unit(_vectors(classes, "classes"))
+    x_ND, c_CD = _unit(as_vectors(images, "images")), _unit(as_vectors(classes, "classes"))
     if x_ND.shape[1] != c_CD.shape[1]:
         raise MetricError(f"images have {x_ND.shape[1]} dimensions, classes {c_CD.shape[1]}", where="classes")
     if not (np.isfinite(scale) and scale > 0) or not len(c_CD):

@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from rayemb.evaluate.config import Templates
 from rayemb.evaluate.encoders import Encoder
 from rayemb.evaluate.metrics.zero_shot import class_vectors, fill_templates, zero_shot
 from rayemb.evaluate.tasks import shown
@@ -21,17 +22,9 @@ class ZeroShotConfig(TaskConfig):
     gives: ClassVar[frozenset[str]] = frozenset({"vectors", "labels", "pairs"})
     kind: Literal["zero_shot"] = "zero_shot"
     data: LabelledData = Field(description="items, labelled with the names of their classes")
-    templates: tuple[str, ...] = Field(("{}",), min_length=1, description="texts with {} for the name; an ensemble")
+    templates: Templates = Field(("{}",), min_length=1, description="texts with {} for the name; an ensemble")
     names: dict[str, str] = Field({}, description="label: what a person calls it, where that is another name")
     ks: tuple[int, ...] = Field((1, 5), min_length=1, description="cut-offs; the first is the main one")
-
-    @field_validator("templates")
-    @classmethod
-    def _with_a_name(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for template in value:
-            if template.count("{}") != 1:
-                raise ValueError(f"{template!r} needs one {{}} for the name")
-        return value
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -6,11 +6,12 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from rayemb.data.corpus import read_row_group
 from rayemb.data.decode import Member
 from rayemb.errors import RayembError
+from rayemb.evaluate.config import Templates
 from rayemb.evaluate.diagnostics import alignment
 from rayemb.evaluate.metrics import class_vectors, fill_templates, ranks, recall_at
 from rayemb.train.evaluation.base import Encoder, Found, Rows, Task, TaskConfig, block_of
@@ -24,16 +25,8 @@ class ZeroShotConfig(TaskConfig):
     """
 
     kind: Literal["zero_shot"] = "zero_shot"
-    templates: tuple[str, ...] = Field(("{}",), min_length=1, description="texts with {} for the name of the concept")
+    templates: Templates = Field(("{}",), min_length=1, description="texts with {} for the name of the concept")
     ks: tuple[int, ...] = Field((1, 5), min_length=1, description="cut-offs")
-
-    @field_validator("templates")
-    @classmethod
-    def _with_a_name(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for template in value:
-            if template.count("{}") != 1:
-                raise ValueError(f"{template!r} needs one {{}} for the name")
-        return value
 
     @property
     def metrics(self) -> tuple[str, ...]:
