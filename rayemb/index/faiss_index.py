@@ -157,7 +157,8 @@ def probed_lists(index: Any, x_ND: NDArray[np.float32], nprobe: int) -> NDArray[
 def centroids(index: Any) -> NDArray[np.float32]:
     """The centroids of the IVF lists of `index`, `(lists, D')` float32; `D'` is what the lists see."""
     ivf = faiss.try_extract_index_ivf(index)
-    found: NDArray[np.float32] = ivf.quantizer.reconstruct_n(0, ivf.nlist)
+    found = np.empty((ivf.nlist, ivf.d), np.float32)
+    ivf.quantizer.reconstruct_n(0, ivf.nlist, found)  # into an array: see `found_by`
     return found
 
 
@@ -196,7 +197,8 @@ def found_by(
     index: Any, x_ND: NDArray[np.float32], k: int, parameters: Any
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Scores and positions `(N, k)` of FAISS's search with its own parameters."""
-    # faiss.contrib.torch_utils (pytorch-metric-learning imports it) puts a search without them in place of FAISS's.
+    # faiss.contrib.torch_utils (pytorch-metric-learning imports it) puts a search without them in place of FAISS's, and
+    # methods that give tensors where they are not told into which array.
     return getattr(index, "search_numpy", index.search)(x_ND, k, params=parameters)  # type: ignore[no-any-return]
 
 

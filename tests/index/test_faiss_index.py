@@ -185,7 +185,7 @@ def test_a_library_that_patches_faiss_for_torch_breaks_no_search() -> None:
 import faiss.contrib.torch_utils
 import numpy as np
 from rayemb.index import Effort
-from rayemb.index.faiss_index import FaissShard
+from rayemb.index.faiss_index import FaissShard, centroids
 index = faiss.index_factory(8, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
 x = np.eye(8, dtype=np.float32).repeat(20, axis=0)
 index.train(x)
@@ -193,5 +193,6 @@ index.add(x)
 selector = faiss.IDSelectorRange(40, 45)
 scores, found = FaissShard(index).search(x[40:41], 3, Effort(nprobe=4), selector)
 assert set(found[0].tolist()) <= set(range(40, 45)) and scores[0, 0] == 1, found
+assert type(centroids(index)) is np.ndarray and centroids(index).shape == (4, 8)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
