@@ -1,6 +1,7 @@
 """A Ray cluster to work on: the one at `RAY_ADDRESS`, or a private one on this machine for as long as it is needed."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,7 +111,12 @@ def local_head(
     }
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_end_with_parent(),
         )
     try:
         _wait_until_up(process, ports[1] if jobs else None, log)
@@ -217,6 +224,15 @@ def _wait_until_up(process: subprocess.Popen[bytes], dashboard_port: int | None,
         time.sleep(0.2)
     tail = log.read_text(errors="replace")[-1500:]
     raise ClusterError(f"the local Ray head did not start within {START_DEADLINE_S:g} s:\n{tail}", where="cluster")
+
+
+def _end_with_parent() -> Callable[[], object] | None:
+    """For a child to call before it runs: SIGTERM comes to it when this process ends, however that ends."""
+    # Linux sends it when the thread that made the child ends, and no thread but the main one is sure to last.
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return None
+    prctl, set_parent_death_signal = ctypes.CDLL(None).prctl, 1
+    return lambda: prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -108,6 +110,31 @@ def test_a_private_head_starts_is_used_and_leaves_nothing() -> None:
     assert not folder.exists()
     left = {pid: command for pid, command in processes().items() if pid not in before and str(folder) in command}
     assert not left
+
+
+START = """
+import time
+from rayemb.cluster import ClusterConfig, local_head
+with local_head(ClusterConfig(num_cpus=1, object_store_mb=80), jobs=False) as head:
+    print(head.log.parent, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_head_ends_with_the_process_that_started_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        folder = Path(owner.stdout.readline().strip())
+        try:
+            assert any(str(folder) in command for command in processes().values())
+            owner.kill()  # it cannot tidy up
+            deadline = time.monotonic() + 60
+            while left := [command for command in processes().values() if str(folder) in command]:
+                assert time.monotonic() < deadline, left
+                time.sleep(0.5)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_head_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

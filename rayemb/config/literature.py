@@ -1,9 +1,11 @@
-"""Where a method comes from, read off the docstring of its module."""
+"""Where a method comes from, read off its docstrings."""
 
 import importlib
 import re
 import sys
 from dataclasses import dataclass
+
+_PAPER = re.compile(r"\(([^()]*\d{4}[^()]*)\)")
 
 
 @dataclass(frozen=True)
@@ -15,9 +17,9 @@ class Literature:
 
 
 def literature(config: type) -> Literature:
-    """What the module of a method's config says of its paper."""
+    """What the module of a method's config says of its paper; of several in a module, what the config itself says."""
     module = sys.modules.get(config.__module__) or importlib.import_module(config.__module__)
-    headline = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+    headline, own = (" ".join((each.__doc__ or "").split("\n\n")[0].split()) for each in (module, config))
     card = re.search(r"\bS\d{3}\b", headline)
-    source = ", ".join(re.findall(r"\(([^()]*\d{4}[^()]*)\)", headline))
+    source = ", ".join(_PAPER.findall(headline) or _PAPER.findall(own))
     return Literature(re.sub(r"[;,]?\s*card S\d{3}", "", source), card.group() if card else "")

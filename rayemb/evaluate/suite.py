@@ -78,6 +78,11 @@ class SuiteConfig(Config):
         """The figures that it yields, for requirements that are checked before the work."""
         return [Place(name, task.direction, metric) for name, task in self.tasks.items() for metric in task.metrics]
 
+    @property
+    def diagnosed(self) -> list[Place]:
+        """The diagnostics of the model's vectors, which have neither interval nor gain; as `offered`."""
+        return [Place(name, "", each) for name, task in self.tasks.items() for each in task.diagnosed]
+
 
 @dataclass(frozen=True)
 class SuiteResult:

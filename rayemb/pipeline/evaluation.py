@@ -89,7 +89,7 @@ def evaluate_suite(config: SuiteConfig, gate: Gate, display: Display | None = No
     with storage.environment(config.storage.environment()):
         tasks = load_tasks(config)
         if gate.requirements:
-            gate.check(config.offered, baseline=bool(config.baselines))
+            gate.check(config.offered, bare=config.diagnosed, baseline=bool(config.baselines))
         with contextlib.ExitStack() as stack:
             if config.workers:
                 stack.enter_context(connect(config.cluster, config.storage.environment()))

@@ -11,6 +11,8 @@ from rayemb.data.samplers import AnySampler
 from rayemb.losses import AnyLoss
 from rayemb.train.config import AnyObjective
 from rayemb.train.optimizers import AnyOptimizer
+from rayemb.tune.schedulers import AnyScheduler
+from rayemb.tune.search import AnySearcher
 
 # Family → the union of its configs. A family that joins adds a line.
 FAMILIES = {
@@ -19,6 +21,8 @@ FAMILIES = {
     "curation": AnyStep,
     "samplers": AnySampler,
     "optimizers": AnyOptimizer,
+    "searchers": AnySearcher,
+    "schedulers": AnyScheduler,
 }
 
 

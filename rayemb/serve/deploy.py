@@ -40,6 +40,7 @@ from rayemb.serve.errors import ServeError
 from rayemb.serve.hop import Unanswered
 from rayemb.serve.keys import read_keys
 from rayemb.serve.local import LocalEngine
+from rayemb.serve.replicas import replica_options
 from rayemb.serve.rpc.server import SERVICER, Called
 from rayemb.serve.spread import SpreadEngine
 from rayemb.serve.versions.follow import CatalogFollower
@@ -230,12 +231,16 @@ def application(
     """
     config = config or ServeConfig()
     manifest = _checked(model_uri, index_uri, config)
+    parts: dict[str, Part] = {"gateway": "gateway"}
+    if manifest is not None and config.topology == "spread":
+        parts |= {"embedder": "embedder", **dict.fromkeys(shard_names(manifest), "shards")}
+    options = replica_options(parts, config)
     # More than the app admits: it refuses in our JSON, and health checks must get through when it is full.
     ingress = {
         "max_ongoing_requests": config.max_ongoing_requests + config.max_queued_requests + 64,
         "max_queued_requests": config.max_queued_requests + 64,
         "backpressure_config": {"status_code": config.overload_status, "retry_after_s": config.retry_after_s},
-        **_common(config, "gateway"),
+        **options["gateway"],
     }
     gateway = serve.deployment(Gateway, name="gateway").options(**ingress)
     if model_uri is None or index_uri is None or manifest is None:
@@ -246,13 +251,13 @@ def application(
     searched = open_embeddings(manifest).what
     embedder = (
         serve.deployment(Embedder, name="embedder")
-        .options(**behind, **_common(config, "embedder"))
+        .options(**behind, **options["embedder"])
         .bind(model_uri, manifest.model_digest, config, searched)
     )
     # The manifest travels with the deployment: a replica that restarts after a rebuild must not mix versions.
     shards = [
         serve.deployment(ShardServer, name=name)
-        .options(**behind, **_common(config, "shards"))
+        .options(**behind, **options[name])
         .bind(index_uri, manifest, number, config)
         for number, name in enumerate(shard_names(manifest))
     ]
@@ -278,22 +283,6 @@ def _checked(model_uri: str | None, index_uri: str | None, config: ServeConfig) 
     if model_uri is None or index_uri is None:
         raise ServeError("nothing to serve", where="serve", fix="name a model and an index, or serve.catalog")
     return check_match(model_digest(model_uri), index_uri)
-
-
-def _common(config: ServeConfig, part: Part) -> dict[str, Any]:
-    scaling = config.scaling.get(part)
-    replicas: dict[str, Any] = {"num_replicas": config.replicas}
-    if scaling is not None:
-        bounds = {"min_replicas": scaling.min_replicas, "max_replicas": scaling.max_replicas}
-        replicas = {"autoscaling_config": {**bounds, "target_ongoing_requests": scaling.target_ongoing}}
-    return {
-        **replicas,
-        "ray_actor_options": {"num_cpus": config.num_cpus},
-        "graceful_shutdown_timeout_s": 5,
-        # By default a replica that died at rest is missed after 10 s, and one that hangs after 30 s more.
-        "health_check_period_s": 2,
-        "health_check_timeout_s": 20,
-    }
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class TrainConfig(Config):
         le=1,
         description="the run ends if more rows than this cannot be used; they are set aside anyway",
     )
-    seed: int = Field(0, ge=0, description="weights, order of rows, captions drawn, augmentation")
+    seed: int = Field(0, ge=0, description="weights, order of rows, captions drawn, augmentation, dropout")
 
     steps: int = Field(400, ge=1, description="optimizer steps")
     batch_size: int = Field(256, ge=1, description="pairs per step over all workers: each is a negative of all others")

@@ -92,6 +92,7 @@ def _train(job: Job, pulse: Pulse) -> dict[str, Any]:
         noise.begin_step(shown and config.precision != "fp16")
         pulse.at("forward")
         rate = set_rates(engine, config, step)
+        _seed(config.seed, rank, step)
         tensors = objective.prepared(_tensors(batch, device), step)
         if not meter.measured:
             meter.measure(engine, _first_part(tensors, config), config.precision, config.peak_flops)
@@ -182,6 +183,13 @@ def _first_part(batch: dict[str, torch.Tensor], config: TrainConfig) -> dict[str
 
 def _any_rank(said: bool, exchange: Exchange) -> bool:
     return bool(exchange.everyone(torch.tensor([said])).any())
+
+
+def _seed(seed: int, rank: int, step: int) -> None:
+    """What is drawn in a step (dropout) follows from these alone: not from where a run was taken up again, nor from
+    what its process did before, since Ray gives processes to one run after the other."""
+    state = np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(state >> np.uint64(1)))
 
 
 def _tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:

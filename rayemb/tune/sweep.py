@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -312,14 +313,20 @@ def _require_state() -> None:
 
     Raises TuneError where nobody says so: trials would keep their CPUs, and the sweep wait for ever.
     """
-    try:
-        list_actors(limit=1, timeout=STATE_TIMEOUT_S)
-    except RayStateApiException as error:
-        raise TuneError(
-            f"the cluster does not tell its state ({' '.join(str(error).split())[:200]})",
-            where="tune.scheduler",
-            fix="start its head with a dashboard (--include-dashboard=true), or use tune.scheduler=none",
-        ) from error
+    deadline = time.monotonic() + STATE_TIMEOUT_S
+    while True:  # the head of a busy machine may be up before it answers
+        try:
+            list_actors(limit=1, timeout=STATE_TIMEOUT_S)
+            return
+        except (RayStateApiException, ConnectionError, ValueError) as error:
+            if time.monotonic() < deadline:
+                time.sleep(1.0)
+                continue
+            raise TuneError(
+                f"the cluster does not tell its state ({' '.join(str(error).split())[:200]})",
+                where="tune.scheduler",
+                fix="start its head with a dashboard (--include-dashboard=true), or use tune.scheduler=none",
+            ) from error
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from rayemb.cluster import ClusterConfig, connect
 from rayemb.serve.deploy import start
 from tests.faults.elastic_run import nodes_module
-from tests.faults.test_serving import CONFIG, Load, ask
+from tests.faults.test_serving import CONFIG, Load, ask, replicas
 from tests.serve.conftest import make_world
 
 BUCKET = "rayemb-serving"
@@ -68,6 +68,9 @@ def main(folder: Path) -> None:
                 found: dict[str, object] = {}
                 whole = ask(service.url).ids
                 found["whole"] = list(whole)
+                # The parent of a replica is its node's raylet.
+                parts = ("gateway", "embedder", "shard-0", "shard-1")
+                found["nodes"] = {part: len({each.ppid() for each in replicas(part)}) for part in parts}
                 found["expected"] = world.expected(world.model.embed_texts(["red circle"])[0], 50)
                 found["diverse_with_store"] = diverse(service.url)
 

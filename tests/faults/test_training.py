@@ -42,8 +42,9 @@ QUICK = [
 ]
 
 
-# A loss with a state of its own, micro-batches of unequal size, and the exchange with the most moving parts.
+# Dropout, a loss with a state of its own, micro-batches of unequal size, the exchange with the most moving parts.
 EVERYTHING = [
+    "model.text.dropout=0.1",
     "zero_stage=2",
     "exchange=ring",
     "tile=[5, 7]",

@@ -66,8 +66,11 @@ def test_the_shipped_suite_end_to_end(
 ) -> None:
     junit = Path(workspace, "junit.xml")
     asked = ["--require", "find_images/recall@10>=0", "--require", "find_images/mrr>2", "--junit", str(junit)]
+    asked += ["--require", "find_images/rankme>1"]
     assert evaluate(monkeypatch, "--suite", suite, "workers=2", *asked) == 1
-    assert "find_images/mrr>2" in capfd.readouterr().err
+    told = capfd.readouterr()
+    assert "find_images/mrr>2" in told.err
+    assert "passed  find_images/rankme>1: " in told.out
     assert 'failures="1"' in junit.read_text()
     report = read_report(f"{workspace}/suite")
     kinds = {
@@ -104,6 +107,8 @@ def test_what_is_wrong_is_told_before_the_work(
     told = capfd.readouterr().err
     assert "no evaluation here yields 'recal@10'" in told
     assert "find_images/recall@10" in told or "recall@10" in told
+    assert evaluate(monkeypatch, "--suite", suite, "--model", "/nowhere", "--require", "low(rankme)>1") == 2
+    assert "'rankme' has neither an interval nor a gain" in capfd.readouterr().err
     assert evaluate(monkeypatch, "--suite", suite, "tasks.find_images.split=nope") == 2
     assert "there is no split 'nope'" in capfd.readouterr().err
     assert evaluate(monkeypatch, "--model", "x") == 2

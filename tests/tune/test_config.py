@@ -8,6 +8,7 @@ from rayemb.cli import main
 from rayemb.config import ConfigError, load
 from rayemb.losses import InfoNCEConfig
 from rayemb.pipeline import RunConfig
+from rayemb.pipeline.methods import methods
 from rayemb.pipeline.stages import run_stage
 from rayemb.train import TrainConfig
 from rayemb.tune import TuneConfig, TuneError, check_sweep
@@ -150,3 +151,12 @@ def test_the_shipped_sweeps_are_valid(name: str) -> None:
     config = load(RunConfig, ROOT / "jobs/configs" / name)
     assert check_sweep(config.tune, config.train)
     assert config.tune.total == {"tune.yaml": 12, "tune_demo.yaml": 4}[name]
+
+
+def test_methods_lists_searchers_and_schedulers_with_their_papers() -> None:
+    found = {f"{method.family}/{method.name}": method for method in methods()}
+    assert found["searchers/bohb"].source == "Falkner et al., ICML 2018"
+    assert found["schedulers/asha"].test == "tests/tune/test_schedulers.py"
+    assert {"searchers/random", "searchers/grid", "searchers/tpe", "schedulers/hyperband", "schedulers/pbt"} <= set(
+        found
+    )

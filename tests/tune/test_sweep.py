@@ -56,9 +56,11 @@ def command(
 ) -> "subprocess.Popen[str]":
     """The command on the cluster of `head`, or on one of its own."""
     log = (folder / "log").open("a")
+    # Not the cluster that this process may be connected to.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "-m", "rayemb.cli", *words, f"workspace={folder}", *SMALL, *(settings or [])],
-        env={**os.environ, **(head.environment() if head else {})},
+        env={**environment, **(head.environment() if head else {})},
         stdout=log,
         stderr=log,
         text=True,
@@ -199,7 +201,7 @@ def test_a_population_takes_over_weights_and_leaves_a_schedule(head: Head, works
 def test_ctrl_c_leaves_a_result_and_trials_go_on_over_shares_of_the_data(head: Head, workspace: Path) -> None:
     settings = ["tune.name=shares", "tune.search={loss.temperature: 'loguniform(0.02, 0.5)'}", "tune.trials=2"]
     settings += ["train.steps=8", "tune.report_every=2", "tune.fidelity={name: fraction, least: 0.5}"]
-    settings += ["tune.searcher=tpe", "tune.scheduler={name: hyperband, reduction_factor: 2}"]
+    settings += ["tune.searcher=bohb", "tune.scheduler={name: hyperband, reduction_factor: 2}"]
     process = command(head, workspace, ["tune"], settings)
     deadline = time.monotonic() + DEADLINE_S
     try:

@@ -1,6 +1,7 @@
 """What every source of a corpus offers."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ class RawRow:
     count: int = 1
 
 
-class Source(Config):
+class Source(Config, ABC):
     """A place that pairs come from. A *unit* is the piece of work that one task reads; it must pickle small."""
 
     @property
@@ -45,16 +46,16 @@ class Source(Config):
         """What each row pairs."""
         return "image_text"
 
+    @abstractmethod
     def units(self, seed: int) -> list[Any]:
         """The plan: every unit, in an order that `seed` decides. Raises SourceError before any work is done."""
-        raise SourceError(f"{type(self).__name__} has no plan", where="corpus.source")
 
+    @abstractmethod
     def read(self, unit: Any) -> Iterator[RawRow]:
         """The rows of one unit. Bad rows are yielded as they are; the builder judges them.
 
         Raises StorageError where the store fails: an outage must not pass for bad data.
         """
-        raise SourceError(f"{type(self).__name__} reads nothing", where="corpus.source")
 
 
 def uniform(text: str, seed: int) -> float:

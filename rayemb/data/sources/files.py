@@ -6,6 +6,7 @@ import io
 import os
 import re
 import tarfile
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -133,13 +134,13 @@ class FileSource(Source):
         except DamageError as error:
             return [Piece(file, damage=" ".join(str(error).split())[:500])]
 
+    @abstractmethod
     def _plan(self, file: str) -> list[Piece]:
         """The pieces of one file, its schema checked. Raises DamageError, SourceError, StorageError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _records(self, piece: Piece) -> Iterator[Record]:
         """The rows of a piece in their order. Raises DamageError where it cannot go on, StorageError."""
-        raise NotImplementedError
 
 
 def peek(records: Iterator[Record], count: int) -> list[Mapping[str, Any]]:

@@ -15,6 +15,9 @@ from rayemb.evaluate.encoders import Encoder
 from rayemb.evaluate.exact import VectorSearch
 from rayemb.evaluate.report import Confusion, Curve, Example, Similarities, Space
 
+USUAL = ("rankme", "uniformity", "alignment", "tolerance", "hubness", "modality_gap")
+"""Diagnostics that are always of use, where there is what they look at."""
+
 
 @dataclass(frozen=True)
 class Items:
@@ -69,7 +72,7 @@ class TaskConfig(Config, ABC):
 
     description: str = Field("", description="one sentence on the page: what the data are")
     diagnostics: tuple[str, ...] | None = Field(
-        None, description="of the vectors, by name (`rayemb.evaluate.diagnostics`); null: some that are always of use"
+        None, description="of the vectors, by name (`rayemb.evaluate.diagnostics`); null: the usual ones"
     )
 
     @model_validator(mode="after")
@@ -86,6 +89,13 @@ class TaskConfig(Config, ABC):
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of its figures, the main one first."""
+
+    @property
+    def diagnosed(self) -> tuple[str, ...]:
+        """Names of the diagnostics of its vectors: those asked for, else the usual ones."""
+        if self.diagnostics is not None:
+            return self.diagnostics
+        return tuple(name for name in USUAL if DIAGNOSTICS[name].needs <= self.gives)
 
     @property
     @abstractmethod

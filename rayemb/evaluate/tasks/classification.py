@@ -102,5 +102,5 @@ class Classification(Task):
             Items([str(n) for n in range(len(x_QD))], {**columns, "label": labels_q.astype(np.float64)}),
             len(names),
             look,
-            diagnose(config.diagnostics, seed=means.seed, vectors=x_QD, labels=labels_q),
+            diagnose(config.diagnosed, seed=means.seed, vectors=x_QD, labels=labels_q),
         )

@@ -84,5 +84,5 @@ class Clustering(Task):
             ),
             len(names),
             look,
-            diagnose(config.diagnostics, seed=means.seed, vectors=x_ND, labels=labels),
+            diagnose(config.diagnosed, seed=means.seed, vectors=x_ND, labels=labels),
         )

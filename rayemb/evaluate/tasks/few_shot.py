@@ -91,6 +91,6 @@ class FewShot(Task):
             Items([str(n) for n in range(config.episodes)], {"accuracy": found.accuracies}),
             config.ways,
             look,
-            diagnose(config.diagnostics, seed=means.seed, vectors=x_ND, labels=labels),
+            diagnose(config.diagnosed, seed=means.seed, vectors=x_ND, labels=labels),
             notes,
         )

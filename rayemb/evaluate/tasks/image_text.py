@@ -94,7 +94,7 @@ class ImageText(Task):
             Items(ids, columns, groups_q),
             len(candidates),
             self._shown(images, texts, queries, ranks, curve, means) if means.show else Shown(curves=(curve,)),
-            diagnose(config.diagnostics, seed=means.seed, vectors=images, labels=pairs.image_groups, pairs=texts[own]),
+            diagnose(config.diagnosed, seed=means.seed, vectors=images, labels=pairs.image_groups, pairs=texts[own]),
         )
 
     def _shown(

@@ -94,5 +94,5 @@ class PairClassification(Task):
             Items([str(n) for n in range(len(x))], columns),
             len(x),
             look,
-            diagnose(config.diagnostics, seed=means.seed, vectors=x, texts=self.a),
+            diagnose(config.diagnosed, seed=means.seed, vectors=x, texts=self.a),
         )

@@ -106,5 +106,5 @@ class Reranking(Task):
             Items([str(n) for n in range(len(lists))], columns),
             len(texts),
             look,
-            diagnose(config.diagnostics, seed=means.seed, vectors=c_MD, texts=texts),
+            diagnose(config.diagnosed, seed=means.seed, vectors=c_MD, texts=texts),
         )

@@ -155,7 +155,7 @@ class Retrieval(Task):
             Items(self.query_ids, columns),
             len(self.ids),
             self._shown(encoder, q_QD, corpus, found, judged, columns[config.metrics[0]], sample, means),
-            diagnose(config.diagnostics, seed=means.seed, vectors=sample[1], texts=self._texts(sample[0])),
+            diagnose(config.diagnosed, seed=means.seed, vectors=sample[1], texts=self._texts(sample[0])),
             notes,
         )
 

@@ -73,7 +73,7 @@ class STS(Task):
             items,
             len(x),
             self._shown(x, similarity, means) if means.show else Shown(),
-            diagnose(config.diagnostics, seed=means.seed, vectors=x, pairs=y, texts=self.a),
+            diagnose(config.diagnosed, seed=means.seed, vectors=x, pairs=y, texts=self.a),
         )
 
     def _shown(self, x: NDArray[np.float32], similarity: NDArray[np.float64], means: Means) -> Shown:

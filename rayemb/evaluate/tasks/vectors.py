@@ -15,7 +15,6 @@ from rayemb.evaluate.metrics import MetricError
 
 logger = logging.getLogger(__name__)
 
-USUAL = ("rankme", "uniformity", "alignment", "tolerance", "hubness", "modality_gap")
 DIAGNOSED = 4096
 """Rows at most: several diagnostics look at all pairs of them."""
 
@@ -49,7 +48,7 @@ def _checked(found: Any, encoder: Encoder, where: str, names: Sequence[str]) -> 
 
 
 def diagnose(
-    asked: tuple[str, ...] | None,
+    names: Sequence[str],
     *,
     seed: int,
     vectors: NDArray[np.float32],
@@ -57,7 +56,7 @@ def diagnose(
     pairs: NDArray[np.float32] | None = None,
     texts: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The figures of diagnostics by name, on at most 4,096 rows by seed; None: the usual ones of what there is.
+    """The figures of diagnostics by name, on at most 4,096 rows by seed.
 
     One that has no figure for these vectors (a constant encoder's, say) is left out, with a line in the log.
     """
@@ -68,8 +67,6 @@ def diagnose(
         pairs=None if pairs is None else pairs[rows],
         texts=None if texts is None else tuple(texts[row] for row in rows),
     )
-    given = inputs.given()
-    names = [n for n in USUAL if n in DIAGNOSTICS and DIAGNOSTICS[n].needs <= given] if asked is None else list(asked)
     figures: dict[str, float] = {}
     for name in names:
         try:

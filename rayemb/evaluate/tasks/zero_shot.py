@@ -66,7 +66,7 @@ class ZeroShot(Task):
             Items([str(n) for n in range(len(x_ND))], columns, labels),
             len(names),
             self._shown(x_ND, classes_CD, labels, names, means) if means.show else Shown(),
-            diagnose(config.diagnostics, seed=means.seed, vectors=x_ND, labels=labels, pairs=classes_CD[labels]),
+            diagnose(config.diagnosed, seed=means.seed, vectors=x_ND, labels=labels, pairs=classes_CD[labels]),
         )
 
     def _shown(
