@@ -260,10 +260,21 @@ def _finished(plan: Plan, note: str, out_of_time: bool) -> SweepResult:
         if plan.config.keep_models == "best" and trial["model"] and trial["id"] not in record["best"]:
             storage.delete(trial["model"])
             trial["model"] = None
+        if trial["state"] == "pruned":
+            _abandon(plan, trial["id"])
     storage.write_json(storage.join(plan.uri, FILE), record)
     write_best(plan, found)
     _write_page(plan, record)
     return _result(plan, record)
+
+
+def _abandon(plan: Plan, trial: str) -> None:
+    """Says so in the logs of a trial that was stopped: its workers had no time to."""
+    for sink in plan.base.logging.sinks:
+        try:
+            sink.abandon(plan.run_name(trial))
+        except Exception as error:  # a log that is away is no reason to lose a sweep
+            logger.warning("%s still shows %s as running: %s", sink.name, trial, error)
 
 
 def _write_page(plan: Plan, record: dict[str, Any]) -> None:

@@ -60,6 +60,10 @@ class Plan:
         """Where its model lies when it is finished."""
         return storage.join(self.place(trial), "model")
 
+    def run_name(self, trial: str) -> str:
+        """What its run is called in logs."""
+        return f"{self.name}-{trial}"
+
     def trained(self, settings: Mapping[str, Any]) -> TrainConfig:
         """The config that a trial with these settings is trained with."""
         return trial_config(self.base, self.config, settings)
@@ -129,7 +133,7 @@ def run_trial(plan: Plan, draw: Mapping[str, Any]) -> None:
     write_config(plan, trial, config)
     config = _own(config, plan, trial)
     tracked = Tracked(
-        f"{plan.name}-{trial}",
+        plan.run_name(trial),
         {"sweep": plan.name, "trial": trial, **{key: json.dumps(value) for key, value in settings.items()}},
     )
     run = _population if isinstance(plan.config.scheduler, PBTConfig) else _alone

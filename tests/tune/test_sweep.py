@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from rayemb.cluster import ClusterConfig, Head, local_head
 from rayemb.config import load
@@ -169,8 +170,15 @@ def test_trials_that_are_stopped_early_give_their_cpus_back(workspace: Path) -> 
     settings += ["tune.searcher=grid", "tune.objectives={loss: min}", "tune.concurrent=1", "cluster.num_cpus=1"]
     settings += ["tune.scheduler={name: asha, grace: 1, reduction_factor: 2}", "train.loss.min_temperature=0.001"]
     settings += ["train.steps=6", "tune.report_every=2", "tune.watch=[val/rankme]"]
+    database = f"sqlite:///{workspace}/mlflow.db"
+    settings += [f"train.logging.sinks=[{{name: mlflow, uri: '{database}'}}]"]
     after = done(None, workspace, settings)
     assert [trial["state"] for trial in after["trials"]] == ["finished", "pruned", "pruned"]
+    client = MlflowClient(tracking_uri=database)
+    experiment = client.get_experiment_by_name("rayemb")
+    runs = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    names = [f"pruned-{trial['id']}" for trial in after["trials"]]
+    assert runs == dict(zip(names, ["FINISHED", "KILLED", "KILLED"], strict=True))
     page = (workspace / "sweeps" / "pruned" / "index.html").read_text()
     assert "3 trials: 1 finished, 2 pruned." in page
     assert "val/rankme over loss.temperature" in page

@@ -56,6 +56,10 @@ class SinkConfig(Config, ABC):
     def build(self) -> Sink:
         """The sink. Raises SinkError where its package is not installed."""
 
+    def abandon(self, run: str) -> None:
+        """The run of that name was stopped for good: where runs have a state, it is no longer running."""
+        return
+
 
 def require(package: str, name: str) -> None:
     """Raises SinkError if `package`, which the sink `name` needs, is not installed."""

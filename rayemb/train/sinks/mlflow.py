@@ -32,6 +32,17 @@ class MLflowConfig(SinkConfig):
             require("sqlalchemy", self.name)
         return MLflow(self)
 
+    def abandon(self, run: str) -> None:
+        """See `SinkConfig.abandon`."""
+        from mlflow.tracking import MlflowClient
+
+        if self.uri is None:
+            return  # a database of that run alone, in its folder
+        client = MlflowClient(tracking_uri=self.uri)
+        experiment = client.get_experiment_by_name(self.experiment)
+        for found in client.search_runs([experiment.experiment_id], f"tags.`{TAG}` = '{run}'") if experiment else ():
+            client.set_terminated(found.info.run_id, "KILLED")
+
 
 class MLflow(Sink):
     """One MLflow run for one run of ours, however often it is started again; a step is logged once."""

@@ -91,6 +91,18 @@ def test_mlflow_has_one_run_with_every_step_once(tmp_path: Path) -> None:
     assert found.info.status == "FINISHED"
 
 
+def test_a_run_that_was_stopped_for_good_is_not_running_in_mlflow(tmp_path: Path) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    config = MLflowConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    config.abandon("train-1")  # nothing is there yet
+    for name in ("train-1", "train-2"):
+        config.build().begin(Run(str(tmp_path / name), name, CONFIG), None)
+    config.abandon("train-1")
+    client = tracking.MlflowClient(config.uri)
+    found = client.search_runs([client.get_experiment_by_name("rayemb").experiment_id])
+    assert {run.info.run_name: run.info.status for run in found} == {"train-1": "KILLED", "train-2": "RUNNING"}
+
+
 def test_tags_of_whoever_began_a_run_are_where_its_metrics_are(tmp_path: Path) -> None:
     tracking = pytest.importorskip("mlflow.tracking")
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
