@@ -11,8 +11,8 @@ from rayemb.data.samplers import AnySampler
 from rayemb.losses import AnyLoss
 from rayemb.train.config import AnyObjective
 from rayemb.train.optimizers import AnyOptimizer
-from rayemb.tune.schedulers import AnyScheduler
-from rayemb.tune.search import AnySearcher
+from rayemb.tune.schedulers import AnyScheduler, NoneConfig
+from rayemb.tune.search import AnySearcher, GridConfig
 
 # Family → the union of its configs. A family that joins adds a line.
 FAMILIES = {
@@ -24,6 +24,8 @@ FAMILIES = {
     "searchers": AnySearcher,
     "schedulers": AnyScheduler,
 }
+# No paper stands behind these.
+PLAIN = (GridConfig, NoneConfig)
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,13 @@ class Method:
 
 
 def methods() -> list[Method]:
-    """Every method that a config can name, by family and name."""
-    found = []
-    for family, union in FAMILIES.items():
-        for config in typing.get_args(typing.get_args(union)[0]):
-            found.append(_method(family, config))
+    """Every method that a config can name, by family and name, but for `PLAIN`."""
+    found = [
+        _method(family, config)
+        for family, union in FAMILIES.items()
+        for config in typing.get_args(typing.get_args(union)[0])
+        if config not in PLAIN
+    ]
     return sorted(found, key=lambda method: (method.family, method.name))
 
 
