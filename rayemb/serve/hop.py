@@ -28,6 +28,8 @@ _LATE, _LATE_AT_FIRST = 0.95, 0.25
 _SAVED = 5.0
 # Of a deadline: what makes a call stuck, and what is the whole of it but for the rounding of timers.
 _STUCK, _WHOLE = 0.5, 0.98
+# Where so great a part of the calls is answered in so short a part of the deadline, a replica is well.
+_PROMPT, _PROMPTLY = 0.25, 0.25
 # How much of what calls usually take is forgotten with each.
 _FORGOTTEN = 0.2
 # Late calls beside those in time, for each of those.
@@ -84,7 +86,17 @@ class Hedge:
         """How long a call may take before it is late, in s."""
         if len(self._recent) < _FEW:
             return max(self._floor_s, self._deadline_s * _LATE_AT_FIRST)
-        return max(self._floor_s, sorted(self._recent)[math.ceil(_LATE * len(self._recent)) - 1])
+        return max(self._floor_s, self._recent_s(_LATE))
+
+    def one_is_well(self) -> bool:
+        """Whether a quarter of the recent calls was answered promptly: what hangs hangs in another replica.
+
+        Where all are slow, as under load, or nothing is known yet, none is.
+        """
+        return len(self._recent) >= _FEW and self._recent_s(_PROMPT) < self._deadline_s * _PROMPTLY
+
+    def _recent_s(self, share: float) -> float:
+        return sorted(self._recent)[math.ceil(share * len(self._recent)) - 1]
 
     def called(self) -> None:
         """A call was made."""
@@ -97,10 +109,10 @@ class Hedge:
     def spend(self, *, stuck: bool) -> bool:
         """Whether a call may be made a second time now; that one is then spent.
 
-        `stuck`: half of its deadline is over. Where the others are answered in half of that it hangs in a replica, and
-        only a second call saves its answers; under load all are slow, and it would add to that.
+        `stuck`: half of its deadline is over. Where others are answered promptly it hangs in a replica, and only a
+        second call saves its answers; under load all are slow, and it would add to that.
         """
-        if stuck and self.late_s() < self._deadline_s * _STUCK / 2:
+        if stuck and self.one_is_well():
             return True
         if self._credit < 1.0:
             return False
@@ -178,9 +190,13 @@ class Hop(Generic[A, B]):
         try:
             return await asyncio.wait_for(asked.future, within_s)
         except TimeoutError as error:
-            if within_s >= self._deadline_s:  # else it had no time to
+            if within_s >= self._deadline_s and not self._one_is_well():  # else it had no time to
                 self._breaker.report(False)
             raise Unanswered(f"{self._name} did not answer within {within_s:.3g} s") from error
+
+    def _one_is_well(self) -> bool:
+        # A node that is gone hangs for as long as Ray takes to notice; the other replicas answer meanwhile.
+        return self._spare and self._hedge.one_is_well()
 
     def _wake(self) -> None:
         if not self._woken and self._calls < self._abreast:
@@ -235,9 +251,11 @@ class Hop(Generic[A, B]):
             pass  # nobody waits any more, and what became of it is not known
         except (TimeoutError, *_FAILURES) as error:
             logger.warning("%s did not answer (%s)", self._name, type(error).__name__)
-            self._breaker.report(False)
-            # Those that wait would wait for nothing.
-            for asked in [*batch, *self._waiting]:
+            lost = list(batch)
+            if not (isinstance(error, TimeoutError) and self._one_is_well()):
+                self._breaker.report(False)
+                lost += self._waiting  # they would wait for nothing
+            for asked in lost:
                 _fail(asked, Unanswered(f"{self._name} did not answer ({type(error).__name__})"))
         except Exception as error:
             logger.exception("a call to %s failed", self._name)

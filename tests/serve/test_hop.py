@@ -216,6 +216,39 @@ def test_a_stuck_call_is_made_again_whatever_the_share_unless_all_are_slow() -> 
     asyncio.run(main())
 
 
+def test_while_one_of_several_replicas_hangs_every_question_is_answered() -> None:
+    async def main() -> None:
+        part = Part(5.0, 0.01, 0.01, 0.01)  # every third question comes to the one that hangs, and then to another
+        calls = hop(part, floor_s=0.05, spare=True, deadline_s=0.4)
+        calls._hedge._deadline_s = 0.4
+        calls._hedge._recent.extend([0.01] * 50)
+        for i in range(100, 118):
+            assert await calls(i) == i * 10
+        assert len(part.calls) == 24
+
+    asyncio.run(main())
+
+
+def test_what_hangs_twice_does_not_shut_out_a_part_that_answers_others() -> None:
+    async def main() -> None:
+        part = Part(5.0, 5.0, 0.01)
+        calls = hop(part, floor_s=0.05, spare=True, deadline_s=0.2)
+        calls._hedge._deadline_s = 0.2
+        calls._hedge._recent.extend([0.01] * 50)
+        with pytest.raises(Unanswered):
+            await calls(1)
+        assert calls.allows()
+        assert await calls(2) == 20
+        # Where all hang it is shut out after all.
+        part.behaviour = (5.0,)
+        calls._hedge._recent.extend([0.2] * 128)
+        with pytest.raises(Unanswered):
+            await calls(3)
+        assert not calls.allows()
+
+    asyncio.run(main())
+
+
 def test_a_lone_question_to_a_dead_part_opens_the_breaker() -> None:
     async def main() -> None:
         calls = hop(Part(5.0), deadline_s=0.1)
