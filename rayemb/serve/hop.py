@@ -166,7 +166,7 @@ class Hop(Generic[A, B]):
         self._most, self._weigh, self._abreast = most, weigh, abreast
         self._hedge, self._spare = hedge, spare
         self._at_work = at_work
-        self._ended = self._usual_s = 0.0
+        self._ended = self._usual_s = self._answered_at = 0.0
         self._breaker = Breaker(deadline_s)
         self._waiting: deque[_Asked[A, B]] = deque()
         self._calls = self._calls_aside = 0
@@ -190,13 +190,13 @@ class Hop(Generic[A, B]):
         try:
             return await asyncio.wait_for(asked.future, within_s)
         except TimeoutError as error:
-            if within_s >= self._deadline_s and not self._one_is_well():  # else it had no time to
+            if within_s >= self._deadline_s and not self._answered_since(asked.until - within_s):  # else it had no time
                 self._breaker.report(False)
             raise Unanswered(f"{self._name} did not answer within {within_s:.3g} s") from error
 
-    def _one_is_well(self) -> bool:
+    def _answered_since(self, then: float) -> bool:
         # A node that is gone hangs for as long as Ray takes to notice; the other replicas answer meanwhile.
-        return self._spare and self._hedge.one_is_well()
+        return self._spare and self._answered_at > then
 
     def _wake(self) -> None:
         if not self._woken and self._calls < self._abreast:
@@ -252,7 +252,7 @@ class Hop(Generic[A, B]):
         except (TimeoutError, *_FAILURES) as error:
             logger.warning("%s did not answer (%s)", self._name, type(error).__name__)
             lost = list(batch)
-            if not (isinstance(error, TimeoutError) and self._one_is_well()):
+            if not (isinstance(error, TimeoutError) and self._answered_since(call.started)):
                 self._breaker.report(False)
                 lost += self._waiting  # they would wait for nothing
             for asked in lost:
@@ -263,7 +263,7 @@ class Hop(Generic[A, B]):
                 _fail(asked, error)
         else:
             self._breaker.report(True)
-            self._ended = time.monotonic()
+            self._ended = self._answered_at = time.monotonic()
             # Late ones do not count: the next batch would wait for what hangs.
             took_s = min(call.took_s, self._hedge.late_s())
             self._usual_s += (took_s - self._usual_s) * _FORGOTTEN
@@ -286,7 +286,7 @@ class _Call(Generic[A, B]):
 
     def __init__(self, hop: Hop[A, B], batch: list[_Asked[A, B]]) -> None:
         self._hop, self._batch = hop, batch
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self._tasks: set[asyncio.Task[Sequence[B | Exception]]] = set()
         self._tries = 0
         self._aside = False
@@ -294,8 +294,8 @@ class _Call(Generic[A, B]):
     async def answers(self) -> Sequence[B | Exception]:
         """The first answers that come. Raises TimeoutError, _Abandoned, or what the last call failed with."""
         hop, gone = self._hop, _all_done(self._batch)
-        until, late_at = self._started + hop._deadline_s, self._started + hop._hedge.late_s()
-        stuck_at = self._started + hop._deadline_s * _STUCK
+        until, late_at = self.started + hop._deadline_s, self.started + hop._hedge.late_s()
+        stuck_at = self.started + hop._deadline_s * _STUCK
         hop._hedge.called()
         self._ask()
         try:
@@ -309,10 +309,10 @@ class _Call(Generic[A, B]):
                     self._tasks.discard(task)
                     failure = task.exception()
                     if failure is None:
-                        hop._hedge.answered(time.monotonic() - self._started)
+                        hop._hedge.answered(time.monotonic() - self.started)
                         return task.result()
                 now = time.monotonic()
-                if gone.done() and now < self._started + hop._deadline_s * _WHOLE:
+                if gone.done() and now < self.started + hop._deadline_s * _WHOLE:
                     raise _Abandoned
                 if gone.done() or now >= until:
                     hop._hedge.answered(hop._deadline_s)
@@ -333,7 +333,7 @@ class _Call(Generic[A, B]):
     @property
     def took_s(self) -> float:
         """The seconds since it was made."""
-        return time.monotonic() - self._started
+        return time.monotonic() - self.started
 
     def ended(self) -> None:
         """The call is under way no longer."""
