@@ -166,7 +166,7 @@ class Hop(Generic[A, B]):
         self._most, self._weigh, self._abreast = most, weigh, abreast
         self._hedge, self._spare = hedge, spare
         self._at_work = at_work
-        self._ended = self._usual_s = self._answered_at = 0.0
+        self._ended = self._usual_s = 0.0
         self._breaker = Breaker(deadline_s)
         self._waiting: deque[_Asked[A, B]] = deque()
         self._calls = self._calls_aside = 0
@@ -196,7 +196,7 @@ class Hop(Generic[A, B]):
 
     def _answered_since(self, then: float) -> bool:
         # A node that is gone hangs for as long as Ray takes to notice; the other replicas answer meanwhile.
-        return self._spare and self._answered_at > then
+        return self._spare and self._ended > then
 
     def _wake(self) -> None:
         if not self._woken and self._calls < self._abreast:
@@ -205,10 +205,10 @@ class Hop(Generic[A, B]):
             # request's context: Serve cancels what was called in that of a client that left.
             asyncio.get_running_loop().call_soon(self._pump, context=Context())
 
-    def _pump(self) -> None:
+    def _pump(self, *, held: bool = False) -> None:
         self._woken = False
         held_s = self._ended + self._usual_s - time.monotonic()
-        if self._waiting and held_s > 0 and self._at_work() > len(self._waiting):
+        if not held and self._waiting and held_s > 0 and self._at_work() > len(self._waiting):
             if self._held is None:
                 self._held = asyncio.get_running_loop().call_later(held_s, self._go_on)
             return
@@ -226,8 +226,7 @@ class Hop(Generic[A, B]):
 
     def _go_on(self) -> None:
         self._held = None
-        self._ended = 0.0
-        self._pump()
+        self._pump(held=True)
 
     def _gathered(self) -> list[_Asked[A, B]]:
         batch: list[_Asked[A, B]] = []
@@ -263,7 +262,7 @@ class Hop(Generic[A, B]):
                 _fail(asked, error)
         else:
             self._breaker.report(True)
-            self._ended = self._answered_at = time.monotonic()
+            self._ended = time.monotonic()
             # Late ones do not count: the next batch would wait for what hangs.
             took_s = min(call.took_s, self._hedge.late_s())
             self._usual_s += (took_s - self._usual_s) * _FORGOTTEN

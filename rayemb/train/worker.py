@@ -186,8 +186,8 @@ def _any_rank(said: bool, exchange: Exchange) -> bool:
 
 
 def _seed(seed: int, rank: int, step: int) -> None:
-    """What is drawn in a step (dropout) follows from these alone: not from where a run was taken up again, nor from
-    what its process did before, since Ray gives processes to one run after the other."""
+    """What is drawn in a step (dropout) follows from these alone, wherever a run was taken up again."""
+    # Nor from what its process did before: Ray gives processes to one run after the other.
     state = np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(state >> np.uint64(1)))
 

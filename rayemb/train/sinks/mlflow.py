@@ -40,7 +40,7 @@ class MLflowConfig(SinkConfig):
             return  # a database of that run alone, in its folder
         client = MlflowClient(tracking_uri=self.uri)
         experiment = client.get_experiment_by_name(self.experiment)
-        for found in client.search_runs([experiment.experiment_id], f"tags.`{TAG}` = '{run}'") if experiment else ():
+        for found in _runs(client, experiment.experiment_id, run) if experiment else ():
             client.set_terminated(found.info.run_id, "KILLED")
 
 
@@ -67,7 +67,7 @@ class MLflow(Sink):
         self._client = MlflowClient(tracking_uri=uri)
         there = self._client.get_experiment_by_name(self.config.experiment)
         experiment = there.experiment_id if there else self._client.create_experiment(self.config.experiment)
-        found = self._client.search_runs([experiment], f"tags.`{TAG}` = '{run.name}'", max_results=1)
+        found = _runs(self._client, experiment, run.name)
         if found:
             self._run = found[0].info.run_id
             self._client.update_run(self._run, status="RUNNING")
@@ -95,3 +95,8 @@ class MLflow(Sink):
         """See `Sink.close`."""
         if self._run:
             self._client.set_terminated(self._run)
+
+
+def _runs(client: Any, experiment: str, name: str) -> list[Any]:
+    """MLflow's run for our run of that name, if there is one."""
+    return list(client.search_runs([experiment], f"tags.`{TAG}` = '{name}'", max_results=1))
