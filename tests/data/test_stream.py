@@ -24,6 +24,7 @@ from rayemb.data.samplers import ClusterStratifiedConfig, ShuffledConfig
 from rayemb.data.stream import Calm, LoaderConfig, Stream
 from rayemb.models import TextTokenizer, TokenizerConfig
 from tests.data.corpora import corrupt, write_corpus
+from tests.environment import off_cluster
 
 TOKENIZER = TextTokenizer.train(["text texte текст 0 1 2 3 4 5 6 7 8 9"], TokenizerConfig(vocab_size=600))
 STEPS, SIZE = 18, 24
@@ -264,7 +265,7 @@ def test_ten_times_the_object_store_streams_through_a_bounded_memory(tmp_path: P
     corpus = write_corpus(tmp_path / "corpus", {"train": [1000] * 6}, group_rows=100)
     # A process of its own, with a cluster of its own: this one is connected to that of the other tests.
     command = [sys.executable, "-c", STREAM_ALL, corpus.uri]
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    alone = off_cluster()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

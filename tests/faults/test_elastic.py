@@ -1,17 +1,18 @@
 """A node is killed, a node is added: the run goes on with fewer workers, then with more, over the same batches."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.environment import off_cluster
+
 
 @pytest.mark.slow
 def test_a_lost_node_and_a_new_one_change_the_number_of_workers_and_nothing_else(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = off_cluster()
     command = [sys.executable, "-m", "tests.faults.elastic_run", str(tmp_path)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as child:
         try:

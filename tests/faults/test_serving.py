@@ -23,6 +23,7 @@ from rayemb.index.shard import verified_path
 from rayemb.serve import ServeConfig
 from rayemb.serve.config import SpreadConfig
 from rayemb.serve.deploy import APP_NAME, Server, start
+from tests.environment import off_cluster
 from tests.faults.test_training import small_disk as small_disk
 from tests.serve.conftest import World
 from tests.serve.conftest import world as world
@@ -246,7 +247,7 @@ def test_no_room_for_the_local_copy_of_a_shard_is_told(
 
 @pytest.mark.slow
 def test_a_lost_node_and_a_lost_store(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = off_cluster()
     command = [sys.executable, "-m", "tests.faults.serving_run", str(tmp_path)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as child:
         try:

@@ -20,6 +20,7 @@ from rayemb.models import Model
 from rayemb.pipeline import RunConfig
 from rayemb.train.sinks import read_rows
 from rayemb.tune.sweep import _time_limit
+from tests.environment import off_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -57,11 +58,9 @@ def command(
 ) -> "subprocess.Popen[str]":
     """The command on the cluster of `head`, or on one of its own."""
     log = (folder / "log").open("a")
-    # Not the cluster that this process may be connected to.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "-m", "rayemb.cli", *words, f"workspace={folder}", *SMALL, *(settings or [])],
-        env={**environment, **(head.environment() if head else {})},
+        env={**off_cluster(), **(head.environment() if head else {})},
         stdout=log,
         stderr=log,
         text=True,
