@@ -18,6 +18,7 @@ from rayemb.storage.uri import (
     write_json,
     writing,
 )
+from rayemb.storage.whole import whole_files
 
 __all__ = [
     "MissingError",
@@ -40,6 +41,7 @@ __all__ = [
     "sha256_bytes",
     "sha256_file",
     "storage_error",
+    "whole_files",
     "write_bytes",
     "write_json",
     "writing",

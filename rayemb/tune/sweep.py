@@ -194,6 +194,7 @@ def _tuner(plan: Plan, corners: list[TrainConfig], concurrent: int, fingerprint:
 
     trainable = tune.with_resources(trial, {SLOT: slot})
     fs, path = storage.filesystem(plan.uri)
+    fs = storage.whole_files(fs)  # a sweep that is killed while Tune writes its state must find the one before
     place = storage.join(plan.uri, TUNE)
     _, place_path = storage.filesystem(place)
     if tune.Tuner.can_restore(place_path, storage_filesystem=fs):

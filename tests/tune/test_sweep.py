@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,26 @@ def record(folder: Path, settings: list[str]) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def killed_once(
+    head: Head, folder: Path, settings: list[str], when: Callable[[list[dict[str, Any]]], bool]
+) -> dict[str, Any]:
+    """The record of a sweep that is killed as soon as its trials are so far."""
+    process = command(head, folder, ["tune"], settings)
+    deadline = time.monotonic() + DEADLINE_S
+    try:
+        while not when((record(folder, settings) or {"trials": []})["trials"]):
+            assert process.poll() is None, (folder / "log").read_text()[-4000:]
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-4000:]
+            time.sleep(0.3)
+        time.sleep(3)  # Tune's own state is saved every 2 s
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    found = record(folder, settings)
+    assert found is not None
+    return found
+
+
 def test_a_sweep_that_is_killed_goes_on_and_a_trial_that_fails_is_reported(head: Head, workspace: Path) -> None:
     search = {
         "steps": "choice([4, 40])",
@@ -92,26 +112,13 @@ def test_a_sweep_that_is_killed_goes_on_and_a_trial_that_fails_is_reported(head:
     settings = [f"tune.search={json.dumps(search)}", "tune.name=killed", "tune.searcher=grid", "tune.scheduler=none"]
     settings += ["tune.report_every=2", "tune.measures=[{name: size}]", "train.logging.sinks=[{name: tensorboard}]"]
     settings += ["tune.objectives={val/recall@1: max, bytes_per_vector: min}"]
-    process = command(head, workspace, ["tune"], settings)
-    deadline = time.monotonic() + DEADLINE_S
-    try:
-        while True:
-            assert process.poll() is None, (workspace / "log").read_text()[-4000:]
-            assert time.monotonic() < deadline, (workspace / "log").read_text()[-4000:]
-            there = record(workspace, settings)
-            trials = there["trials"] if there else []
-            finished = [trial for trial in trials if trial["state"] == "finished"]
-            going = [trial for trial in trials if trial["state"] == "running" and len(trial["curve"]) > 2]
-            if finished and going:
-                break
-            time.sleep(0.3)
-        time.sleep(3)  # Tune's own state is saved every 2 s
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+
+    def going(trials: list[dict[str, Any]]) -> bool:
+        finished = any(trial["state"] == "finished" for trial in trials)
+        return finished and any(trial["state"] == "running" and len(trial["curve"]) > 2 for trial in trials)
+
+    before = killed_once(head, workspace, settings, going)
     killed = time.time()
-    before = record(workspace, settings)
-    assert before is not None
     assert before["state"] == "running"
     (short,) = [trial for trial in before["trials"] if trial["state"] == "finished" and trial["settings"]["steps"] == 4]
     model = Path(short["model"])
