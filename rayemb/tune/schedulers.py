@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -138,7 +139,7 @@ class PBTConfig(SchedulerConfig):
             distribution = parameter.distribution
             labels = [option.label for option in distribution.options]
             mutations[parameter.name] = labels if distribution.kind in CHOICES else distribution.domain()
-        return PopulationBasedTraining(
+        return Population(
             time_attr=BUDGET,
             metric=metric,
             mode=mode,
@@ -150,6 +151,22 @@ class PBTConfig(SchedulerConfig):
             custom_explore_fn=Within(space),
             synch=self.synchronous,
         )
+
+
+class Population(PopulationBasedTraining):  # type: ignore[misc]
+    """Ray's, which goes on where a sweep was interrupted.
+
+    Ray keeps nothing of a scheduler: it would compare trials at the first interval again, of which all have had more,
+    and none would ever be run. Here they are compared when all have come one interval further than the furthest was.
+    """
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Takes a new trial, or one of the sweep that was interrupted."""
+        super().on_trial_add(tune_controller, trial)
+        if not trial.is_finished():
+            furthest = trial.last_result.get(self._time_attr, 0)
+            after: float = furthest + self._perturbation_interval
+            self._next_perturbation_sync: float = max(self._next_perturbation_sync, after)
 
 
 class Within:

@@ -9,12 +9,11 @@ from ray.tune.schedulers import (
     FIFOScheduler,
     HyperBandForBOHB,
     HyperBandScheduler,
-    PopulationBasedTraining,
     TrialScheduler,
 )
 
 from rayemb.tune import TuneConfig, parse_space
-from rayemb.tune.schedulers import Within
+from rayemb.tune.schedulers import Population, Within
 
 SPACE = parse_space({"loss.margin": "uniform(0, 0.3)", "loss.temperature": "loguniform(0.01, 0.5)"})
 
@@ -50,7 +49,7 @@ class Controller:
         ("asha", False, AsyncHyperBandScheduler),
         ("hyperband", False, HyperBandScheduler),
         ("hyperband", True, HyperBandForBOHB),
-        ("pbt", False, PopulationBasedTraining),
+        ("pbt", False, Population),
     ],
 )
 def test_a_scheduler_is_ray_tunes_own(config: str, bohb: bool, kind: type) -> None:
@@ -88,7 +87,7 @@ def test_pbt_perturbs_within_the_ranges() -> None:
     assert within({"loss.margin": 0.36, "loss.temperature": 0.6}) == {"loss.margin": 0.3, "loss.temperature": 0.5}
     assert within({"loss.margin": -0.1, "loss.temperature": 0.2}) == {"loss.margin": 0.0, "loss.temperature": 0.2}
     scheduler = built({"name": "pbt", "interval": 1, "quantile": 0.5})
-    assert isinstance(scheduler, PopulationBasedTraining)
+    assert isinstance(scheduler, Population)
     controller = Controller()
     better, worse = controller.add(scheduler, 2)
     better.config = {"loss.margin": 0.29, "loss.temperature": 0.49}
@@ -96,3 +95,20 @@ def test_pbt_perturbs_within_the_ranges() -> None:
         new, _ = scheduler._get_new_config(worse, better)
         assert 0 <= new["loss.margin"] <= 0.3
         assert 0.01 <= new["loss.temperature"] <= 0.5
+
+
+def test_a_population_that_was_interrupted_is_compared_anew_and_goes_on() -> None:
+    scheduler, controller = built({"name": "pbt", "interval": 1, "quantile": 0.5}), Controller()
+    for _ in range(2):  # as a sweep finds them again
+        trial = Trial("x", stub=True)
+        trial.run_metadata.last_result = {"budget": 1.0, "score": 0.5}
+        controller.trials.append(trial)
+        scheduler.on_trial_add(controller, trial)
+    for score in (0.9, 0.1):
+        trial = scheduler.choose_trial_to_run(controller)
+        assert trial is not None
+        assert trial.status == Trial.PENDING
+        trial.status = Trial.RUNNING
+        assert scheduler.on_trial_result(controller, trial, {"budget": 2.0, "score": score}) == "PAUSE"
+        trial.status = Trial.PAUSED
+    assert scheduler.choose_trial_to_run(controller) is not None

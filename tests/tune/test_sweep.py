@@ -190,10 +190,19 @@ def test_trials_that_are_stopped_early_give_their_cpus_back(workspace: Path) -> 
     assert "val/rankme over loss.temperature" in page
 
 
-def test_a_population_takes_over_weights_and_leaves_a_schedule(head: Head, workspace: Path) -> None:
+def test_a_population_that_is_killed_goes_on_takes_over_weights_and_leaves_a_schedule(
+    head: Head, workspace: Path
+) -> None:
     settings = ["tune.name=population", "tune.search={loss.temperature: 'choice([0.05, 0.3])'}", "tune.trials=2"]
     settings += ["train.steps=6", "tune.report_every=2", "tune.scheduler={name: pbt, quantile: 0.5, resample: 1.0}"]
     settings += ["tune.seed=1", "tune.objectives={loss: min}"]
+
+    def exploited(trials: list[dict[str, Any]]) -> bool:
+        return len(trials) == 2 and all(trial["curve"] for trial in trials)
+
+    before = killed_once(head, workspace, settings, exploited)
+    assert before["state"] == "running"
+    assert not any(trial["state"] == "finished" for trial in before["trials"])
     after = done(head, workspace, settings)
     assert [trial["state"] for trial in after["trials"]] == ["finished", "finished"]
     assert all(trial["step"] == 6 for trial in after["trials"])
