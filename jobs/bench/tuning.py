@@ -133,7 +133,7 @@ def _trained(run: dict[str, Any], name: str, search: dict[str, str], arguments: 
     }
     tune = {
         **run["tune"],
-        "name": f"{run['tune'].get('name') or 'sweep'}-{name}",
+        "name": f"{run['tune'].get('name') or 'sweep'}-{name}-{arguments.seeds}",
         "search": {**search, "seed": f"grid_search({seeds})"},
         "searcher": {"name": "grid"},
         "scheduler": {"name": "none"},
@@ -174,10 +174,10 @@ def _section(
         for other in ("default", "as shipped")
     }
     others = [statistics.fmean(values) for name, values in rows.items() if name.startswith("random")]
-    middle = statistics.median(others)
+    middle = f"median of {len(others)} random ones: {statistics.median(others):.4f}; " if others else ""
     lines += [
-        f"\nFound − default: {gained['default']}, found − as shipped: {gained['as shipped']}, paired by seed. "
-        f"Median of {len(others)} random ones: {middle:.4f}; found: {statistics.fmean(rows['found']):.4f}.",
+        f"\nFound − default: {gained['default']}, found − as shipped: {gained['as shipped']}, paired by seed; "
+        f"{middle}found: {statistics.fmean(rows['found']):.4f}.",
         f"\n| metric without labels | held to be good | regret in points of {goal}, by seed | mean |",
         "|---|---|---|---|",
     ]
