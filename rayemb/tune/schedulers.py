@@ -85,7 +85,7 @@ class HyperBandConfig(SchedulerConfig):
 
     def build(self, metric: str, mode: str, budget: int, space: Space, *, bohb: bool = False) -> TrialScheduler:
         """See `SchedulerConfig.build`."""
-        kind = HyperBandForBOHB if bohb else HyperBandScheduler
+        kind = HyperBandOfBOHB if bohb else HyperBand
         return kind(time_attr=BUDGET, metric=metric, mode=mode, max_t=budget, reduction_factor=self.reduction_factor)
 
 
@@ -151,6 +151,23 @@ class PBTConfig(SchedulerConfig):
             custom_explore_fn=Within(space),
             synch=self.synchronous,
         )
+
+
+class _Unfinished:
+    """A sweep that goes on gives its scheduler finished trials, too: a bracket would wait for them for ever."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Takes a trial that may still report."""
+        if not trial.is_finished():
+            super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
+
+
+class HyperBand(_Unfinished, HyperBandScheduler):  # type: ignore[misc]
+    """Ray's, which goes on where a sweep was interrupted."""
+
+
+class HyperBandOfBOHB(_Unfinished, HyperBandForBOHB):  # type: ignore[misc]
+    """Ray's for BOHB, likewise."""
 
 
 class Population(PopulationBasedTraining):  # type: ignore[misc]

@@ -7,13 +7,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
-    HyperBandForBOHB,
-    HyperBandScheduler,
     TrialScheduler,
 )
 
 from rayemb.tune import TuneConfig, parse_space
-from rayemb.tune.schedulers import Population, Within
+from rayemb.tune.schedulers import HyperBand, HyperBandOfBOHB, Population, Within
 
 SPACE = parse_space({"loss.margin": "uniform(0, 0.3)", "loss.temperature": "loguniform(0.01, 0.5)"})
 
@@ -47,8 +45,8 @@ class Controller:
     [
         ("none", False, FIFOScheduler),
         ("asha", False, AsyncHyperBandScheduler),
-        ("hyperband", False, HyperBandScheduler),
-        ("hyperband", True, HyperBandForBOHB),
+        ("hyperband", False, HyperBand),
+        ("hyperband", True, HyperBandOfBOHB),
         ("pbt", False, Population),
     ],
 )
@@ -112,3 +110,15 @@ def test_a_population_that_was_interrupted_is_compared_anew_and_goes_on() -> Non
         assert scheduler.on_trial_result(controller, trial, {"budget": 2.0, "score": score}) == "PAUSE"
         trial.status = Trial.PAUSED
     assert scheduler.choose_trial_to_run(controller) is not None
+
+
+@pytest.mark.parametrize("bohb", [False, True])
+def test_a_bracket_does_not_wait_for_trials_that_were_over_before_an_interruption(bohb: bool) -> None:
+    scheduler, controller = built({"name": "hyperband", "reduction_factor": 2}, budget=2, bohb=bohb), Controller()
+    pruned, stopped = (Trial("x", stub=True) for _ in range(2))
+    pruned.status = Trial.TERMINATED
+    controller.trials = [pruned, stopped]
+    for trial in controller.trials:
+        scheduler.on_trial_add(controller, trial)
+    brackets = [bracket for band in scheduler._hyperbands for bracket in band]
+    assert [trial for bracket in brackets for trial in bracket.current_trials()] == [stopped]
