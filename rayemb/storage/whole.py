@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import uuid
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -28,12 +29,22 @@ class _Whole(io.BufferedWriter):
 
     def __init__(self, path: str) -> None:
         self._path, self._temporary = path, f"{path}.{uuid.uuid4().hex}.tmp"
+        self._failed: OSError | None = None
         super().__init__(io.FileIO(self._temporary, "wb"))
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._failed = error
+            raise
 
     def close(self) -> None:
         if self.closed:
             return
         try:
+            if self._failed is not None:  # who writes closes nevertheless: what is missing must not be taken for whole
+                raise self._failed
             self.flush()
             os.fsync(self.fileno())
             super().close()

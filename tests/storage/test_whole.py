@@ -21,6 +21,16 @@ out.flush()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
+# Its files may have a MB: as on a full disk, writing fails in the middle.
+FULL = """
+import resource, sys
+from rayemb import storage
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+fs, path = storage.filesystem(sys.argv[1])
+with storage.whole_files(fs).open_output_stream(path) as out:
+    out.write(b"new" * 1_000_000)
+"""
+
 
 def test_what_is_copied_there_is_read_whole_and_listed(root: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
@@ -61,5 +71,17 @@ def test_a_file_that_cannot_be_finished_is_not_there(tmp_path: Path, monkeypatch
     out.write(b"new")
     with pytest.raises(OSError, match="No space left"):
         out.close()
+    assert storage.read_bytes(uri) == b"old"
+    assert storage.list_files(str(tmp_path)) == [uri]
+
+
+def test_a_file_that_cannot_be_written_to_its_end_is_not_there(tmp_path: Path) -> None:
+    uri = str(tmp_path / "state.json")
+    storage.write_bytes(uri, b"old")
+    writer = subprocess.run(
+        [sys.executable, "-c", FULL, uri], env=off_cluster(), capture_output=True, text=True, check=False
+    )
+    assert writer.returncode == 1
+    assert "File too large" in writer.stderr
     assert storage.read_bytes(uri) == b"old"
     assert storage.list_files(str(tmp_path)) == [uri]
