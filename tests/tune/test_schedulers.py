@@ -7,6 +7,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
+    PopulationBasedTraining,
     TrialScheduler,
 )
 
@@ -50,7 +51,7 @@ class Controller:
         ("pbt", False, Population),
     ],
 )
-def test_a_scheduler_is_ray_tunes_own(config: str, bohb: bool, kind: type) -> None:
+def test_a_name_gives_its_scheduler(config: str, bohb: bool, kind: type) -> None:
     assert type(built(config, bohb=bohb)) is kind
 
 
@@ -85,7 +86,7 @@ def test_pbt_perturbs_within_the_ranges() -> None:
     assert within({"loss.margin": 0.36, "loss.temperature": 0.6}) == {"loss.margin": 0.3, "loss.temperature": 0.5}
     assert within({"loss.margin": -0.1, "loss.temperature": 0.2}) == {"loss.margin": 0.0, "loss.temperature": 0.2}
     scheduler = built({"name": "pbt", "interval": 1, "quantile": 0.5})
-    assert isinstance(scheduler, Population)
+    assert isinstance(scheduler, PopulationBasedTraining)
     controller = Controller()
     better, worse = controller.add(scheduler, 2)
     better.config = {"loss.margin": 0.29, "loss.temperature": 0.49}

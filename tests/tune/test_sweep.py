@@ -1,7 +1,6 @@
 """Real sweeps on a real cluster: killed and gone on with, a trial that fails, a population."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -84,21 +83,31 @@ def record(folder: Path, settings: list[str]) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def killed_once(
+def under_way(
     head: Head, folder: Path, settings: list[str], when: Callable[[list[dict[str, Any]]], bool]
-) -> dict[str, Any]:
-    """The record of a sweep that is killed as soon as its trials are so far."""
+) -> "subprocess.Popen[str]":
+    """A sweep that runs, as soon as its trials are so far."""
     process = command(head, folder, ["tune"], settings)
     deadline = time.monotonic() + DEADLINE_S
     try:
         while not when((record(folder, settings) or {"trials": []})["trials"]):
             assert process.poll() is None, (folder / "log").read_text()[-4000:]
             assert time.monotonic() < deadline, (folder / "log").read_text()[-4000:]
-            time.sleep(0.3)
-        time.sleep(3)  # Tune's own state is saved every 2 s
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+            time.sleep(0.2)
+    except BaseException:
+        process.kill()
+        raise
+    return process
+
+
+def killed_once(
+    head: Head, folder: Path, settings: list[str], when: Callable[[list[dict[str, Any]]], bool]
+) -> dict[str, Any]:
+    """The record of a sweep that is killed when its trials are so far."""
+    process = under_way(head, folder, settings, when)
+    time.sleep(3)  # Tune's own state is saved every 2 s
+    process.kill()
+    process.wait()
     found = record(folder, settings)
     assert found is not None
     return found
@@ -225,13 +234,8 @@ def test_ctrl_c_leaves_a_result_and_trials_go_on_over_shares_of_the_data(head: H
     settings = ["tune.name=shares", "tune.search={loss.temperature: 'loguniform(0.02, 0.5)'}", "tune.trials=2"]
     settings += ["train.steps=8", "tune.report_every=2", "tune.fidelity={name: fraction, least: 0.5}"]
     settings += ["tune.searcher=bohb", "tune.scheduler={name: hyperband, reduction_factor: 2}"]
-    process = command(head, workspace, ["tune"], settings)
-    deadline = time.monotonic() + DEADLINE_S
+    process = under_way(head, workspace, settings, lambda trials: any(trial["curve"] for trial in trials))
     try:
-        while not any(trial["curve"] for trial in (record(workspace, settings) or {"trials": []})["trials"]):
-            assert process.poll() is None, (workspace / "log").read_text()[-4000:]
-            assert time.monotonic() < deadline, (workspace / "log").read_text()[-4000:]
-            time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE_S) == 0, (workspace / "log").read_text()[-4000:]
     finally:
