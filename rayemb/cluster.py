@@ -26,8 +26,9 @@ from rayemb.storage import environment as _environment
 
 logger = logging.getLogger(__name__)
 
-START_DEADLINE_S = 90.0
+START_DEADLINE_S = 150.0
 STOP_DEADLINE_S = 6.0
+POLL_S = 0.2
 # Settings that every process of a rayemb cluster shares; each one was measured to be needed or to hurt when absent.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,6 +45,10 @@ ENVIRONMENT = {
 
 class ClusterError(RayembError):
     """No usable Ray cluster: not reachable, too small, or it did not start in time."""
+
+
+class _GivenUpError(ClusterError):
+    """Ray ended its own node since that was not up after 30 s, a limit of Ray's that nothing sets."""
 
 
 class ClusterConfig(Config):
@@ -80,10 +85,26 @@ def local_head(
 
     Without them it has nine processes and 0.4 GB less. `env` is inherited by every worker. A child process rather than
     `ray.init(address="local")`, because Train and Tune look up `RAY_ADDRESS` inside their workers and leak a stopped
-    trial's resources where it is missing.
-    Raises ClusterError with the end of Ray's log if it is not up within 90 s.
+    trial's resources where it is missing. Started again where Ray gave it up, as it does on a machine full of work.
+    Raises ClusterError with the end of Ray's log if it is not up within 150 s.
     """
-    config = config or ClusterConfig()
+    config, deadline = config or ClusterConfig(), time.monotonic() + START_DEADLINE_S
+    while True:
+        try:
+            head = _start(config, env or {}, jobs, deadline)
+            break
+        except _GivenUpError:
+            if time.monotonic() > deadline:
+                raise
+            logger.info("Ray gave up its node after 30 s; another is started")
+    try:
+        yield head
+    finally:
+        _end(head)
+
+
+def _start(config: ClusterConfig, env: Mapping[str, str], jobs: bool, deadline: float) -> Head:
+    """A head that is up. Raises ClusterError, and leaves nothing, if there is none before `deadline`."""
     # Short: Ray's socket paths must stay under 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="rayemb-", dir="/tmp" if os.path.isdir("/tmp") else None))
     ports = _free_ports(5)
@@ -107,7 +128,7 @@ def local_head(
         **ENVIRONMENT,
         **_access(address, token),
         "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
-        **(env or {}),
+        **env,
     }
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -118,12 +139,18 @@ def local_head(
             start_new_session=True,
             preexec_fn=_end_with_parent(),
         )
+    head = Head(address, dashboard, token, process, log)
     try:
-        _wait_until_up(process, ports[1] if jobs else None, log)
-        yield Head(address, dashboard, token, process, log)
-    finally:
-        _stop(process)
-        shutil.rmtree(folder, ignore_errors=True)
+        _wait_until_up(head, ports[1] if jobs else None, deadline)
+    except BaseException:
+        _end(head)
+        raise
+    return head
+
+
+def _end(head: Head) -> None:
+    _stop(head.process)
+    shutil.rmtree(head.log.parent, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -213,17 +240,18 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _wait_until_up(process: subprocess.Popen[bytes], dashboard_port: int | None, log: Path) -> None:
-    deadline = time.monotonic() + START_DEADLINE_S
-    while time.monotonic() < deadline and process.poll() is None:
+def _wait_until_up(head: Head, dashboard_port: int | None, deadline: float) -> None:
+    while not (ended := head.process.poll() is not None) and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             if dashboard_port is not None:
                 socket.create_connection(("127.0.0.1", dashboard_port), timeout=1).close()
-            if b"Ray runtime started" in log.read_bytes():
+            if b"Ray runtime started" in head.log.read_bytes():
                 return
-        time.sleep(0.2)
-    tail = log.read_text(errors="replace")[-1500:]
-    raise ClusterError(f"the local Ray head did not start within {START_DEADLINE_S:g} s:\n{tail}", where="cluster")
+        time.sleep(POLL_S)
+    tail = head.log.read_text(errors="replace")[-1500:]
+    kind = _GivenUpError if "timed out during startup" in tail else ClusterError
+    what = "ended as it started" if ended else f"did not start within {START_DEADLINE_S:g} s"
+    raise kind(f"the local Ray head {what}:\n{tail}", where="cluster")
 
 
 def _end_with_parent() -> Callable[[], object] | None:

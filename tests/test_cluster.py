@@ -2,14 +2,17 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rayemb.cluster import ClusterConfig, ClusterError, _environment, _free_ports, connect, local_head, require_cpus
@@ -139,5 +142,36 @@ def test_a_head_ends_with_the_process_that_started_it() -> None:
 
 def test_a_head_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayemb.cluster.sys.executable", "/bin/false")
-    with pytest.raises(ClusterError, match="did not start"), local_head():
+    with pytest.raises(ClusterError, match="ended as it started"), local_head():
         raise AssertionError("it cannot have started")
+
+
+@pytest.mark.slow
+def test_a_head_that_ray_gives_up_is_started_again() -> None:
+    stopped: list[psutil.Process] = []
+    named: list[str] = []
+
+    def nodes() -> set[psutil.Process]:
+        return {each for each in psutil.Process().children(recursive=True) if each.name() == "raylet"}
+
+    before = nodes()  # the cluster that the tests share
+
+    def stop_the_first_node() -> None:
+        while not stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stopped.extend(nodes() - before)
+            time.sleep(0.01)
+        stopped[0].suspend()
+        named.extend(re.findall(r"/tmp/rayemb-\w+", " ".join(stopped[0].cmdline())))
+
+    slow = threading.Thread(target=stop_the_first_node, daemon=True)
+    slow.start()
+    with local_head(ClusterConfig(num_cpus=1, object_store_mb=80), jobs=False) as head:
+        slow.join()
+        environment = {**os.environ, **head.environment()}
+        run = subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True, check=False)
+        assert f"at {head.address} 42 2.0\ndone False" in run.stdout, run.stderr
+    given_up = named[0]
+    assert str(head.log.parent) != given_up
+    assert not os.path.exists(given_up)
+    assert not [command for command in processes().values() if given_up in command]

@@ -33,7 +33,7 @@ from rayemb.tune.label_free import LABEL_FREE, choices
 from rayemb.tune.results import SweepRecord, TrialRecord
 from rayemb.tune.space import parse_space
 
-SEEDS_FROM = 1000
+RANDOMS = 1000  # the seed of the random choices
 TERMS = """
 corpus:
   source:
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("sweep", nargs="?", help="folder of a sweep over one number")
     parser.add_argument("--terms", type=Path, metavar="FOLDER", help="write pairs and a sweep there, and end")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1000, help="seeds that no earlier look has seen")
     parser.add_argument("--randoms", type=int, default=5, help="random choices out of the same space")
     parser.add_argument("--test", default="zero_shot", help="the split that nobody has seen")
     parser.add_argument("--rows", type=int, default=2000, help="of it")
@@ -89,7 +90,7 @@ def main() -> None:
     default = _value(base.train.model_dump(), key)
     best = next(trial["settings"][key] for trial in found["trials"] if trial["id"] == found["best"][0])
     draw = parse_space({key: text}).parameters[0].distribution
-    state = np.random.RandomState(SEEDS_FROM)  # Ray's domains want this kind
+    state = np.random.RandomState(RANDOMS)  # Ray's domains want this kind
     randoms = [float(draw.domain().sample(random_state=state)) for _ in range(arguments.randoms)]
     settings = {"default": default, "found": best} | {f"random {n + 1}": value for n, value in enumerate(randoms)}
     record = _trained(run, "beside", {key: f"grid_search({list(settings.values())})"}, arguments)
@@ -126,14 +127,14 @@ def _value(data: dict[str, Any], key: str) -> float:
 
 def _trained(run: dict[str, Any], name: str, search: dict[str, str], arguments: argparse.Namespace) -> SweepRecord:
     """All settings of `search` with all seeds."""
-    seeds = [SEEDS_FROM + n for n in range(arguments.seeds)]
+    seeds = [arguments.first_seed + n for n in range(arguments.seeds)]
     tasks = {
         "val": {"kind": "retrieval"},
         "test": {"kind": "retrieval", "split": arguments.test, "rows": arguments.rows},
     }
     tune = {
         **run["tune"],
-        "name": f"{run['tune'].get('name') or 'sweep'}-{name}-{arguments.seeds}",
+        "name": f"{run['tune'].get('name') or 'sweep'}-{name}-{seeds[0]}-{arguments.seeds}",
         "search": {**search, "seed": f"grid_search({seeds})"},
         "searcher": {"name": "grid"},
         "scheduler": {"name": "none"},
