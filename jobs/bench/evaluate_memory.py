@@ -2,7 +2,8 @@
 
 `python jobs/bench/evaluate_memory.py [--rows 1000000] [--queries 1000]`. The bound: every part stays under 4 GB.
 
-search: the 100 best rows of each query (retrieval, kNN); ranks: the rank of its best relevant row (image-text recall).
+search: the 100 best rows of each query (retrieval); ranks: the rank of its best relevant row (image-text recall);
+clustering: k-means of all rows and its figures; knn, probe: classification of the queries' rows by all others.
 The peak is the process's own (VmHWM), Python and its libraries included.
 """
 
@@ -12,10 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 BOUND_GB = 4.0
+PARTS = ("search", "ranks", "clustering", "knn", "probe")
+CLASSES = 10
 
 
 def table(folder: str, rows: int, dim: int) -> str:
@@ -42,8 +46,8 @@ def table(folder: str, rows: int, dim: int) -> str:
     return uri
 
 
-def part(name: str, uri: str, queries: int) -> dict[str, float | str]:
-    """One part, in this process."""
+def search(name: str, uri: str, queries: int) -> dict[str, float]:
+    """The share of queries, made of rows, that find their row first."""
     import numpy as np
 
     from rayemb.evaluate.exact import TableVectors, exact_search
@@ -55,17 +59,64 @@ def part(name: str, uri: str, queries: int) -> dict[str, float | str]:
     noise = rng.standard_normal((queries, 128)).astype(np.float32)
     asked = np.concatenate([corpus.read(int(n), int(n) + 1) for n in own[:queries]]) + 0.1 * noise
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    started = time.monotonic()
     if name == "search":
-        found = exact_search(asked, corpus, 100)
-        share = float((found.rows[:, :1] == own[:, None]).mean())
+        first = exact_search(asked, corpus, 100).rows[:, 0] == own
     else:
-        ranks = exact_ranks(asked, corpus, own, np.arange(corpus.rows))
-        share = float((ranks == 1).mean())
+        first = exact_ranks(asked, corpus, own, np.arange(corpus.rows)) == 1
+    return {"first_is_own": float(first.mean())}
+
+
+class Rows:
+    """An encoder that knows the vectors: a text is the number of a row."""
+
+    name, digest = "rows", ""
+
+    def __init__(self, uri: str) -> None:
+        from rayemb.evaluate.exact import TableVectors
+
+        self.vectors = TableVectors(uri)
+
+    def texts(self, texts: Sequence[str], *, kind: str = "text") -> Any:
+        """The vectors of rows that follow each other."""
+        return self.vectors.read(int(texts[0]), int(texts[-1]) + 1)
+
+    def images(self, images: Sequence[bytes]) -> Any:
+        """None."""
+        raise NotImplementedError
+
+
+def task(name: str, uri: str, queries: int) -> dict[str, float]:
+    """The figures of a task of a suite, with its page's pictures; of random vectors they are those of chance."""
+    from rayemb.evaluate.tasks.base import Means
+    from rayemb.evaluate.tasks.classification import Classification, ClassificationConfig
+    from rayemb.evaluate.tasks.clustering import Clustering, ClusteringConfig
+    from rayemb.evaluate.tasks.labelled import Labelled, LabelledData
+
+    encoder, data = Rows(uri), LabelledData(file="rows")
+
+    def items(start: int, stop: int) -> Labelled:
+        names = [str(n) for n in range(start, stop)]
+        return Labelled("rows", "", "text", names, [str(n % CLASSES) for n in range(start, stop)], names)
+
+    rows = encoder.vectors.rows
+    if name == "clustering":
+        clusters = ClusteringConfig(data=data, starts=1)
+        found = Clustering(clusters, name, "", items(0, rows)).run(encoder, Means())
+        return clusters.figures(found.items.columns)
+    classes = ClassificationConfig(train=data, test=data, methods=(name,), strengths=(0.1, 1.0))
+    known, asked = items(0, rows - queries), items(rows - queries, rows)
+    found = Classification(classes, name, "", known, asked).run(encoder, Means())
+    return classes.figures(found.items.columns)
+
+
+def part(name: str, uri: str, queries: int) -> dict[str, Any]:
+    """One part, in this process."""
+    started = time.monotonic()
+    found = (search if name in ("search", "ranks") else task)(name, uri, queries)
     seconds = time.monotonic() - started
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e6
-    return {"part": name, "peak_gb": round(peak, 2), "seconds": round(seconds, 1), "first_is_own": share}
+    return {"part": name, "peak_gb": round(peak, 2), "seconds": round(seconds, 1)} | found
 
 
 def main() -> int:
@@ -81,7 +132,7 @@ def main() -> int:
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         uri = table(folder, args.rows, 128)
-        for name in ("search", "ranks"):
+        for name in PARTS:
             command = [sys.executable, __file__, "--queries", str(args.queries), "--part", name, uri]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             sys.stdout.write(done.stdout)

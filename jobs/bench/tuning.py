@@ -7,9 +7,9 @@ is of a split that neither training nor the choice saw. Run it again after an in
 each seed, what a choice among these settings by a metric without labels loses against the best one of that seed on the
 validation split. Prints a section of Markdown.
 
-`python jobs/bench/tuning.py --terms FOLDER` writes pairs of texts and a sweep (`FOLDER/tune.yaml`): inclusion
-terms of ICD-10-CM seek the descriptions of their codes; some 1,200 pairs validate, where the demo has 512. Beyond the
-library's packages: `pip install simple-icd-10-cm==1.5.0`.
+`python jobs/bench/tuning.py --terms FOLDER --loss debiased` writes pairs of texts and a sweep (`FOLDER/tune.yaml`):
+inclusion terms of ICD-10-CM seek the descriptions of their codes; some 1,200 pairs validate, where the demo has 512.
+Beyond the library's packages: `pip install simple-icd-10-cm==1.5.0`.
 """
 
 import argparse
@@ -70,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", nargs="?", help="folder of a sweep over one number")
     parser.add_argument("--terms", type=Path, metavar="FOLDER", help="write pairs and a sweep there, and end")
+    parser.add_argument("--loss", default="infonce", help="of the sweep that is written: any with a temperature")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1000, help="seeds that no earlier look has seen")
     parser.add_argument("--randoms", type=int, default=5, help="random choices out of the same space")
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--metric", default="recall@10", help="of it")
     arguments = parser.parse_args()
     if arguments.terms:
-        return write_terms(arguments.terms)
+        return write_terms(arguments.terms, arguments.loss)
     if not arguments.sweep:
         parser.error("the folder of a sweep is missing")
     run = yaml.safe_load(storage.read_bytes(storage.join(arguments.sweep, "sweep.yaml")))
@@ -100,7 +101,7 @@ def main() -> None:
     print(_section(record, shipped, settings, key, f"test/{arguments.metric}", arguments))
 
 
-def write_terms(folder: Path) -> None:
+def write_terms(folder: Path, loss: str) -> None:
     """`pairs.jsonl` and `tune.yaml` in `folder`."""
     corpus = read_corpus()
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +114,7 @@ def write_terms(folder: Path) -> None:
     run = yaml.safe_load(TERMS)
     run["workspace"] = str(folder.resolve() / "workspace")
     run["corpus"]["source"]["uri"] = str(pairs.resolve())
+    run["train"]["loss"]["name"] = loss
     sweep = folder / "tune.yaml"
     sweep.write_text(yaml.safe_dump(run, sort_keys=False))
     print(f"{len(corpus.term):,} pairs; now: rayemb data build {sweep} && rayemb tune {sweep}")

@@ -14,7 +14,12 @@ UNIT = 1e-3
 
 
 def as_vectors(array: NDArray[Any], name: str, *, least: int = 0, why: str = "") -> NDArray[np.float64]:
-    """`array` as float64 `(N, D)`; MetricError, naming `name`, if it is no table of finite floats.
+    """`finite_vectors` as float64, of which a copy is made."""
+    return finite_vectors(array, name, least=least, why=why).astype(np.float64)
+
+
+def finite_vectors(array: NDArray[Any], name: str, *, least: int = 0, why: str = "") -> NDArray[np.floating]:
+    """`array` as it is, `(N, D)`; MetricError, naming `name`, if it is no table of finite floats.
 
     Args:
         least: the fewest rows that have a figure; `why` says what for ("a neighbour needs").
@@ -29,7 +34,7 @@ def as_vectors(array: NDArray[Any], name: str, *, least: int = 0, why: str = "")
         raise MetricError(
             f"{len(bad):,} of {len(array):,} vectors hold NaN or infinity, the first in row {bad[0]}", where=name
         )
-    return array.astype(np.float64)
+    return array
 
 
 def as_units(array: NDArray[Any], name: str) -> NDArray[np.float64]:

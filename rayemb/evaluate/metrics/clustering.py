@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
+from rayemb.evaluate.metrics.arrays import as_integers, finite_vectors
 from rayemb.evaluate.metrics.errors import MetricError
 from rayemb.evaluate.metrics.retrieval import TIE
 
@@ -44,22 +44,33 @@ def kmeans_clusters(
 
     Figures of clustering move with `seed` and `n_init`: report both, and `k`, which the field sets to the number of
     classes. Fewer than `k` distinct vectors make fewer clusters. Vectors that differ by rounding alone (`TIE`) are one
-    cluster, so that a constant encoder earns nothing from noise. O(n_init · max_iter · N K D) time at most, O(N D)
-    memory. Raises MetricError for non-finite vectors and for fewer than `k` of them.
+    cluster, so that a constant encoder earns nothing from noise. O(n_init · max_iter · N K D) time at most; memory is
+    little more than two copies of the vectors. Raises MetricError for non-finite vectors and fewer than `k` of them.
     """
-    x_ND = as_vectors(vectors, "vectors")
+    x_ND = finite_vectors(vectors, "vectors")
     if not 1 <= k <= len(x_ND):
         raise MetricError(f"no {k} clusters of {len(x_ND)} vectors", where="k", fix="1 to the number of vectors")
     if n_init < 1 or max_iter < 1:
         raise MetricError(f"{n_init} starts of {max_iter} steps", where="n_init, max_iter", fix="both are at least 1")
-    if np.abs(x_ND - x_ND[0]).max() <= TIE * np.abs(x_ND).max():
+    low_D, high_D, first_D = (part.astype(np.float64) for part in (x_ND.min(axis=0), x_ND.max(axis=0), x_ND[0]))
+    if max((high_D - first_D).max(), (first_D - low_D).max()) <= TIE * max(high_D.max(), -low_D.min()):
         return np.zeros(len(x_ND), np.int64)
     from sklearn.cluster import KMeans  # a second to import, and every worker of a training imports this module
 
-    distinct = len(np.unique(x_ND, axis=0))
-    found = KMeans(min(k, distinct), n_init=n_init, max_iter=max_iter, random_state=seed).fit_predict(x_ND)
+    most = _distinct(x_ND, k)
+    found = KMeans(most, n_init=n_init, max_iter=max_iter, random_state=seed).fit_predict(x_ND)
     clusters: NDArray[np.int64] = found.astype(np.int64)
     return clusters
+
+
+def _distinct(x_ND: NDArray[np.floating], most: int) -> int:
+    """How many different rows there are; counted no further than `most`, which a table of many rows has soon."""
+    seen: set[bytes] = set()
+    for x_D in x_ND:
+        seen.add((x_D + 0.0).tobytes())  # -0 is 0
+        if len(seen) == most:
+            break
+    return len(seen)
 
 
 def cluster_scores(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> ClusterScores:

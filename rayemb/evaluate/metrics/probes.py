@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from rayemb.evaluate.metrics.arrays import as_integers, as_vectors
 from rayemb.evaluate.metrics.errors import MetricError
@@ -92,8 +93,14 @@ def linear_probe(
     if not grid or not all(np.isfinite(c) and c > 0 for c in grid):
         raise MetricError(f"{list(strengths)} are no strengths", where="strengths", fix="positive, one or more")
     if normalise:
-        x_ND, x_QD = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (x_ND, x_QD))
-    strength, swept = _sweep(x_ND, y_N, grid, seed, max_iter)
+        for x in (x_ND, x_QD):
+            _to_unit_length(x)
+    kept = len(x_ND)
+    if len(grid) > 1:
+        held_N = _held_out(y_N, seed)
+        order_N, kept = np.argsort(held_N, kind="stable"), int((~held_N).sum())
+        x_ND, y_N = x_ND[order_N], y_N[order_N]  # in which both parts are views
+    strength, swept = _sweep(x_ND, y_N, kept, grid, max_iter)
     classes, scores_QC, converged = _logistic(x_ND, y_N, x_QD, strength, max_iter)
     hits = won(scores_QC, classes, y_Q)
     return Probe(hits, float(hits.mean()), _per_class(hits, y_Q), strength, swept, converged)
@@ -139,7 +146,8 @@ def learning_curves(
     if repeats < 1 or not len(shots) or min(shots) < 1:
         raise MetricError(f"shots {list(shots)}, {repeats} repeats", where="shots, repeats", fix="all are at least 1")
     if normalise:
-        x_ND, x_QD = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (x_ND, x_QD))
+        for x in (x_ND, x_QD):
+            _to_unit_length(x)
     names, sizes = np.unique(y_N, return_counts=True)
     tried = tuple(k for k in sorted({int(k) for k in shots}) if k <= sizes.min())
     if not tried:
@@ -174,7 +182,7 @@ def _checked(
     test: NDArray[np.floating[Any]],
     labels_test: NDArray[np.int64],
 ) -> Checked:
-    """All that can be wrong, before the first fit."""
+    """Copies, to write to; all that can be wrong, before the first fit."""
     x_ND, x_QD = as_vectors(train, "train"), as_vectors(test, "test")
     y_N, y_Q = as_integers(labels_train, len(x_ND), "labels_train"), as_integers(labels_test, len(x_QD), "labels_test")
     if x_ND.shape[1] != x_QD.shape[1]:
@@ -195,18 +203,21 @@ def _checked(
     return x_ND, y_N, x_QD, y_Q
 
 
+def _to_unit_length(x_ND: NDArray[np.float64]) -> None:
+    """In place: of many vectors another copy is what memory is full of."""
+    x_ND /= np.maximum(np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND)), 1e-12)[:, None]
+
+
 def _sweep(
-    x_ND: NDArray[np.float64], y_N: NDArray[np.int64], grid: list[float], seed: int, max_iter: int
+    x_ND: NDArray[np.float64], y_N: NDArray[np.int64], kept: int, grid: list[float], max_iter: int
 ) -> tuple[float, dict[float, float]]:
-    """The best C, and the held-out accuracy of each."""
-    fallback = 1.0 if 1.0 in grid else grid[len(grid) // 2]
-    held_N = _held_out(y_N, seed)
-    if len(grid) == 1 or not held_N.any():
-        return (grid[0] if len(grid) == 1 else fallback), {}
-    y_M = y_N[held_N]
+    """The best C for the items from `kept` on after a fit to those before, and the accuracy of each."""
+    if kept == len(x_ND):
+        return (1.0 if 1.0 in grid else grid[len(grid) // 2]), {}
+    y_M = y_N[kept:]
     swept, best = {}, (-1.0, 0.0, 0.0)
     for c in grid:
-        classes, scores_MC, _ = _logistic(x_ND[~held_N], y_N[~held_N], x_ND[held_N], c, max_iter)
+        classes, scores_MC, _ = _logistic(x_ND[:kept], y_N[:kept], x_ND[kept:], c, max_iter)
         own_M = scores_MC[np.arange(len(y_M)), np.searchsorted(classes, y_M)]
         top_M = scores_MC.max(axis=1)
         log_loss = np.mean(top_M + np.log(np.exp(scores_MC - top_M[:, None]).sum(axis=1)) - own_M)
@@ -235,11 +246,23 @@ def _logistic(
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", ConvergenceWarning)
-        model = LogisticRegression(C=strength, max_iter=max_iter).fit(x_ND, y_N)
+        model = LogisticRegression(C=strength, max_iter=max_iter, tol=_tolerance(x_ND, y_N)).fit(x_ND, y_N)
     scores = model.decision_function(x_QD)
     if scores.ndim == 1:  # of the second of two classes, against the first
         scores = np.stack([np.zeros_like(scores), scores], axis=1)
     return model.classes_, scores, not any(issubclass(w.category, ConvergenceWarning) for w in told)
+
+
+def _tolerance(x_ND: NDArray[np.float64], y_N: NDArray[np.int64]) -> float:
+    """The largest entry of the gradient at which a fit is at its end: scikit-learn's, or a share of the first one.
+
+    Entries are as small as one over the number of classes: of unit vectors of 2,000 classes all are below 1e-4 before
+    the first step, and nothing would be learned.
+    """
+    classes, at_N = np.unique(y_N, return_inverse=True)
+    of_CN = sparse.csr_array((np.ones(len(at_N)), (at_N, np.arange(len(at_N)))), (len(classes), len(at_N)))
+    first_CD = (of_CN @ x_ND - x_ND.sum(axis=0) / len(classes)) / len(x_ND)
+    return float(min(1e-4, max(5e-3 * np.abs(first_CD).max(), 1e-12)))
 
 
 def _per_class(hits: NDArray[np.float64], y_Q: NDArray[np.int64]) -> float:

@@ -96,7 +96,7 @@ class Classification(Task):
             look = Shown(
                 space=shown.space(x_QD, means.map, means.seed, **self.test.look),
                 similarities=shown.class_similarities(x_QD, labels_q, means.seed),
-                confusion=shown.confusion(x_QD, labels_q, names),
+                confusion=shown.confusion(x_QD, labels_q, names, means.seed),
             )
         return Found(
             Items([str(n) for n in range(len(x_QD))], {**columns, "label": labels_q.astype(np.float64)}),

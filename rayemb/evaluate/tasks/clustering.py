@@ -75,7 +75,7 @@ class Clustering(Task):
             look = Shown(
                 space=shown.space(x_ND, means.map, means.seed, **self.data.look),
                 similarities=shown.class_similarities(x_ND, labels, means.seed),
-                confusion=shown.confusion(x_ND, labels, names),
+                confusion=shown.confusion(x_ND, labels, names, means.seed),
             )
         return Found(
             Items(

@@ -83,7 +83,7 @@ class FewShot(Task):
             look = Shown(
                 space=shown.space(x_ND, means.map, means.seed, **self.data.look),
                 similarities=shown.class_similarities(x_ND, labels, means.seed),
-                confusion=shown.confusion(x_ND, labels, names),
+                confusion=shown.confusion(x_ND, labels, names, means.seed),
             )
         few = ", ".join(names[n] for n in found.skipped[:5]) + (" …" if len(found.skipped) > 5 else "")
         notes = (f"{len(found.skipped)} classes have too few items for an episode: {few}.",) if found.skipped else ()

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from rayemb.data.projection import layout_by
 from rayemb.errors import RayembError
@@ -15,6 +16,7 @@ BINS = 40
 POINTS = 600
 CLASSES = 16
 SAMPLE = 2000
+ASKED = 10_000
 TEXT = 300
 """Characters of a text that the page shows."""
 WORST = 6
@@ -73,25 +75,33 @@ def class_similarities(vectors: NDArray[np.float32], labels: NDArray[np.int64], 
     return similarities(products[same], products[~same])
 
 
-def confusion(vectors: NDArray[np.float32], labels: NDArray[np.int64], names: Sequence[str]) -> Confusion | None:
+def confusion(
+    vectors: NDArray[np.float32], labels: NDArray[np.int64], names: Sequence[str], seed: int
+) -> Confusion | None:
     """Of which class the nearest neighbour (itself aside) of each class's items is; of many classes the most confused.
 
-    Rows of a class sum to 1 where all classes are shown.
+    Rows of a class sum to 1 where all classes are shown. Of more items than 10,000 so many are asked, by seed, for
+    their neighbours among all.
     """
     if len(vectors) < 2:
         return None
-    found = exact_search(vectors, vectors, 1, exclude=np.arange(len(vectors))[:, None]).rows[:, 0]
-    counts = np.zeros((len(names), len(names)))
-    np.add.at(counts, (labels, labels[found]), 1)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    kept, note = np.arange(len(names)), ""
-    if len(names) > CLASSES:
-        off = shares - np.diag(np.diag(shares))
-        kept = np.sort(np.argsort(-(off + off.T).max(axis=1), kind="stable")[:CLASSES])
-        note = f"The {CLASSES} of {len(names):,} classes that are confused most; shares are of all neighbours."
+    asked = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:ASKED])
+    found = exact_search(vectors[asked], vectors, 1, exclude=asked[:, None]).rows[:, 0]
+    size = len(names)
+    pairs = (labels[asked], labels[found])
+    counts = sparse.coo_array((np.ones(len(asked)), pairs), (size, size)).tocsr()
+    shares = sparse.diags_array(1 / np.maximum(counts.sum(axis=1), 1)) @ counts
+    kept, note = np.arange(size), ""
+    if size > CLASSES:
+        off = shares - sparse.diags_array(shares.diagonal())
+        confused = (off + off.T).max(axis=1).toarray().ravel()
+        kept = np.sort(np.argsort(-confused, kind="stable")[:CLASSES])
+        note = f"The {CLASSES} of {size:,} classes that are confused most; shares are of all neighbours."
+    if len(asked) < len(vectors):
+        note = f"{note} Of {len(asked):,} of the {len(vectors):,} items.".strip()
     return Confusion(
         labels=tuple(short(names[int(n)], 40) for n in kept),
-        shares=tuple(tuple(shares[a, b].item() for b in kept) for a in kept),
+        shares=tuple(tuple(row) for row in shares.tocsr()[kept][:, kept].toarray().tolist()),
         note=note,
     )
 

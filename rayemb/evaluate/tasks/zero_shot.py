@@ -93,6 +93,6 @@ class ZeroShot(Task):
         return Shown(
             space=shown.space(x_ND, means.map, means.seed, **self.data.look),
             similarities=shown.similarities(products[own], products[~own]),
-            confusion=shown.confusion(x_ND, labels, names),
+            confusion=shown.confusion(x_ND, labels, names, means.seed),
             examples=tuple(examples),
         )

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rayemb.evaluate.metrics import (
     kmeans_clusters,
     matched_hits,
 )
+from rayemb.evaluate.metrics.clustering import _distinct
 
 Case = tuple[np.ndarray, np.ndarray]
 
@@ -156,6 +158,18 @@ def test_kmeans_finds_digits_and_the_same_again() -> None:
     assert (nearest == found).mean() > 0.995
 
 
+def test_kmeans_needs_little_more_than_two_copies_of_the_vectors() -> None:
+    x = np.random.default_rng(0).normal(size=(100_000, 64)).astype(np.float32)
+    kmeans_clusters(x[:100], 4, seed=0, n_init=1)  # what is imported is not counted
+    tracemalloc.start()
+    try:
+        kmeans_clusters(x, 4, seed=0, n_init=1, max_iter=2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * x.nbytes
+
+
 def test_constant_and_repeated_vectors_make_no_clusters_of_noise() -> None:
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1], 20)
@@ -165,6 +179,8 @@ def test_constant_and_repeated_vectors_make_no_clusters_of_noise() -> None:
     assert kmeans_clusters(np.zeros((3, 2)), 3, seed=0).tolist() == [0, 0, 0]
     repeated = np.repeat(np.eye(2), 5, axis=0)
     assert len(set(kmeans_clusters(repeated, 4, seed=0).tolist())) == 2
+    repeated[1, 1] = -0.0
+    assert [_distinct(repeated, most) for most in (1, 2, 4)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,15 @@ def test_digits_by_the_linear_probe(digits: Split) -> None:
     assert found.converged
 
 
+def test_thousands_of_classes_are_learned_too() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2000), 2)
+    centres = rng.normal(size=(2000, 512))
+    train, test = (centres[labels] + 2 * rng.normal(size=(len(labels), 512)) for _ in range(2))
+    # With scikit-learn's own tolerance the fit is over before its first step, and called converged.
+    assert linear_probe(train, labels, test, labels, strengths=(1.0,), seed=0).accuracy > 0.95
+
+
 def test_learning_curves_of_digits_as_the_card_has_them(digits: Split) -> None:
     """S017: naive Bayes comes near its best with fewer labels; on pixels, logistic regression's best is the better."""
     found = learning_curves(*digits, shots=(1, 20, 50, 100, 999), repeats=3, seed=0)
