@@ -81,8 +81,10 @@ class Rows:
         return self.vectors.read(int(texts[0]), int(texts[-1]) + 1)
 
     def images(self, images: Sequence[bytes]) -> Any:
-        """None."""
-        raise NotImplementedError
+        """Refuses them."""
+        from rayemb.evaluate.errors import EvaluateError
+
+        raise EvaluateError("there are vectors of rows alone, none of pictures", where=self.name)
 
 
 def task(name: str, uri: str, queries: int) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from rayemb.evaluate.metrics import (
     matched_hits,
 )
 from rayemb.evaluate.metrics.clustering import _distinct
+from tests.memory import traced_peak
 
 Case = tuple[np.ndarray, np.ndarray]
 
@@ -161,12 +161,7 @@ def test_kmeans_finds_digits_and_the_same_again() -> None:
 def test_kmeans_needs_little_more_than_two_copies_of_the_vectors() -> None:
     x = np.random.default_rng(0).normal(size=(100_000, 64)).astype(np.float32)
     kmeans_clusters(x[:100], 4, seed=0, n_init=1)  # what is imported is not counted
-    tracemalloc.start()
-    try:
-        kmeans_clusters(x, 4, seed=0, n_init=1, max_iter=2)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    _, peak = traced_peak(lambda: kmeans_clusters(x, 4, seed=0, n_init=1, max_iter=2))
     assert peak < 2.5 * x.nbytes
 
 

@@ -1,7 +1,5 @@
 """What the page shows of labelled items: the confusion of nearest neighbours, of any number of classes."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,6 +7,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import NearestNeighbors
 
 from rayemb.evaluate.tasks import shown
+from tests.memory import traced_peak
 
 
 def blobs(classes: int, each: int) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
@@ -58,12 +57,7 @@ def test_of_many_items_a_sample_is_asked(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_memory_does_not_grow_with_the_square_of_the_classes() -> None:
     x, labels, names = blobs(10_000, 2)
-    tracemalloc.start()
-    try:
-        found = shown.confusion(x, labels, names, seed=0)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    found, peak = traced_peak(lambda: shown.confusion(x, labels, names, seed=0))
     assert found is not None
     assert len(found.labels) == 16
     assert peak < 400e6  # a table of classes by classes is 800 MB
