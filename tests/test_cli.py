@@ -110,3 +110,22 @@ def test_every_method_has_its_source_and_its_test(rayemb: Run) -> None:
         assert (ROOT / method["test"]).exists(), method
     assert {method["card"] for method in found if method["card"]} >= {"S188", "S106", "S003", "S130", "S095"}
     assert "gist_embed" in rayemb("methods").stdout
+
+
+def test_a_command_loads_what_it_needs_and_no_more() -> None:
+    # Each of them takes from a quarter of a second to several, before the first word of help.
+    heavy = [
+        "hpbandster",
+        "statsmodels",
+        "scipy.stats",
+        "sklearn",
+        "transformers",
+        "deepspeed",
+        "mlflow",
+        "matplotlib",
+        "umap",
+        "mteb",
+    ]
+    code = f"import sys, rayemb.cli; print([module for module in {heavy} if module in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 from ray.tune.search import Searcher
-from ray.tune.search.bohb import TuneBOHB
 from ray.tune.search.optuna import OptunaSearch
 
 from rayemb.config import Config
 from rayemb.tune.errors import TuneError
-from rayemb.tune.space import CHOICES, Draw, Space
+from rayemb.tune.space import CHOICES, Draw, Space, plain
 
 if TYPE_CHECKING:
     import optuna
@@ -109,6 +108,9 @@ class BOHBConfig(SearcherConfig):
 
     def build(self, space: Space, objectives: Objectives, seed: int) -> Searcher:
         """See `SearcherConfig.build`."""
+        # Here, since hpbandster and what it brings take a second to import, and every command reads this file.
+        from rayemb.tune.bohb import BOHB, config_space
+
         ((metric, mode),) = objectives.items()
         return BOHB(space=config_space(space, seed), metric=metric, mode=mode)
 
@@ -224,55 +226,6 @@ class Suggestions:
             else:
                 # Optuna has no step in the logarithm; `Distribution.value` rounds.
                 draw[name] = trial.suggest_float(name, low, high, log=distribution.logarithmic)
-
-
-class BOHB(TuneBOHB):  # type: ignore[misc]
-    """Ray's BOHB, with what ConfigSpace gives as plain values."""
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next draw."""
-        found = super().suggest(trial_id)
-        return {name: plain(value) for name, value in found.items()} if found else found
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Takes a report; one without the objective says nothing."""
-        if result.get(self.metric) is not None and trial_id in self.trial_to_params:
-            super().on_trial_result(trial_id, result)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Forgets the trial."""
-        if trial_id in self.trial_to_params:
-            super().on_trial_complete(trial_id, result, error)
-
-
-def config_space(space: Space, seed: int) -> Any:
-    """The space as ConfigSpace has it, with its conditions."""
-    import ConfigSpace as cs  # noqa: N813
-
-    made: dict[str, Any] = {}
-    found = cs.ConfigurationSpace(seed=seed)
-    for parameter in space.parameters:
-        name, distribution = parameter.name, parameter.distribution
-        if distribution.kind in CHOICES:
-            made[name] = cs.CategoricalHyperparameter(name, [option.label for option in distribution.options])
-        else:
-            assert distribution.bounds is not None
-            low, high = distribution.bounds
-            kind = cs.UniformIntegerHyperparameter if distribution.whole else cs.UniformFloatHyperparameter
-            made[name] = kind(name, lower=low, upper=high, log=distribution.logarithmic)
-        found.add(made[name])
-        conditions = [cs.EqualsCondition(made[name], made[parent], label) for parent, label in parameter.needs]
-        # The innermost is enough: where a choice is not active, nothing that needs it is.
-        if conditions:
-            found.add(conditions[-1])
-    return found
-
-
-def plain(value: Any) -> Any:
-    """A number or a text without numpy's types around it."""
-    if isinstance(value, np.str_):
-        return str(value)
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _require(package: str, extra: str, name: str) -> None:

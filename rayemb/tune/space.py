@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 # Name → number of arguments. The names and their meaning are Ray Tune's own (`ray.tune.uniform`, ...): the upper end
 # of randint and lograndint is not drawn, quniform and qloguniform round to multiples of their third argument.
 DISTRIBUTIONS = {
@@ -176,6 +178,13 @@ def _points(space: Space, parameters: Sequence[Parameter], draw: dict[str, str])
         return
     for option in first.distribution.options:
         yield from _points(space, rest, {**draw, first.name: option.label})
+
+
+def plain(value: Any) -> Any:
+    """A number or a text without numpy's types around it."""
+    if isinstance(value, np.str_):
+        return str(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def parse_space(search: Mapping[str, Any]) -> Space:

@@ -8,7 +8,8 @@ import pytest
 from ray.tune.search import Searcher
 
 from rayemb.tune import TuneConfig, parse_space
-from rayemb.tune.search import TPE, Draws, config_space
+from rayemb.tune.bohb import config_space
+from rayemb.tune.search import TPE, Draws
 
 SPACE = parse_space(
     {
