@@ -16,6 +16,7 @@ from rich.console import Console
 from rayemb import cli
 from rayemb.config import load
 from rayemb.pipeline.config import RunConfig
+from tests.imports import loaded
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,6 +127,4 @@ def test_a_command_loads_what_it_needs_and_no_more() -> None:
         "umap",
         "mteb",
     ]
-    code = f"import sys, rayemb.cli; print([module for module in {heavy} if module in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert loaded("import rayemb.cli", heavy) == []

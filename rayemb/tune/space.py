@@ -182,8 +182,6 @@ def _points(space: Space, parameters: Sequence[Parameter], draw: dict[str, str])
 
 def plain(value: Any) -> Any:
     """A number or a text without numpy's types around it."""
-    if isinstance(value, np.str_):
-        return str(value)
     return value.item() if isinstance(value, np.generic) else value
 
 

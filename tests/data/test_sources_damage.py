@@ -5,7 +5,6 @@ import io
 import json
 import os
 import tarfile
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from rayemb.data.sources import RawRow, Source, SourceError
 from tests.data.corpora import corrupt, png
 from tests.data.formats import FORMS, PACK, expected, tar_of, write
 from tests.data.test_sources_formats import read, source_of
+from tests.memory import traced_peak
 
 PACKED = [form for form in FORMS if form.endswith((".gz", ".bz2", ".zst")) and not form.startswith("folder")]
 TORN = ["parquet", "lance", "datasets", "webdataset", *PACKED]
@@ -390,12 +390,7 @@ def test_a_packed_file_is_unpacked_as_it_is_read(tmp_path: Path) -> None:
     source = texts("jsonl", tmp_path)
     (unit,) = source.units(0)
     rows = source.read(unit)
-    tracemalloc.start()
-    try:
-        arrow = pa.total_allocated_bytes()
-        for _ in range(5):
-            next(rows)
-        assert pa.total_allocated_bytes() - arrow + tracemalloc.get_traced_memory()[1] < 40 << 20
-    finally:
-        tracemalloc.stop()
+    arrow = pa.total_allocated_bytes()
+    _, peak = traced_peak(lambda: [next(rows) for _ in range(5)])
+    assert pa.total_allocated_bytes() - arrow + peak < 40 << 20
     rows.close()  # type: ignore[attr-defined]

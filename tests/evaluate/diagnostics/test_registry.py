@@ -1,8 +1,6 @@
 """Every diagnostic runs by name on what it needs, and says what it lacks."""
 
 import math
-import subprocess
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 from rayemb.evaluate.diagnostics import DIAGNOSTICS, Inputs, possible
 from rayemb.evaluate.diagnostics.registry import entry, registry
 from rayemb.evaluate.metrics import MetricError
+from tests.imports import loaded
 
 
 def everything(rows: int = 120, dim: int = 12) -> Inputs:
@@ -85,6 +84,4 @@ def test_a_registry_keeps_numbers_and_refuses_the_rest() -> None:
 
 def test_the_package_loads_nothing_heavy() -> None:
     # Every worker of a training imports it.
-    code = "import sys, rayemb.evaluate.diagnostics; print([m for m in ('sklearn', 'scipy.stats') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert loaded("import rayemb.evaluate.diagnostics", ["sklearn", "scipy.stats"]) == []
